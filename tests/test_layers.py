@@ -1,0 +1,63 @@
+"Imports go one way: a module uses modules of lower number, and only what the package requires"
+import ast, re, sys
+from configparser import ConfigParser
+from importlib.metadata import packages_distributions, requires
+from pathlib import Path
+import nbformat, pytest
+from packaging.requirements import Requirement
+from packaging.utils import canonicalize_name
+
+repo = Path(__file__).parent.parent
+LOW = 'sadlr.models', 'sadlr.losses', 'sadlr.metrics', 'sadlr.visualize', 'sadlr.preprocess'
+FORBIDDEN_TO_LOW = 'sadlr.data', 'sadlr.learner', 'sadlr.evaluate', 'sadlr.profile', 'sadlr.demo', 'sadlr.cli'
+
+def within(name, packages): return any(name == p or name.startswith(p + '.') for p in packages)
+
+def module_numbers():
+    "Dotted module name -> number of its notebook"
+    numbers = {}
+    for path in sorted((repo/'nbs').glob('[0-9]*.ipynb')):
+        code = '\n'.join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'code')
+        name = re.search(r'^#\|\s*default_exp\s+(\S+)', code, re.M)
+        if name: numbers[f'sadlr.{name[1]}'] = int(path.name[:2])
+    return numbers
+
+def imports(path):
+    "Dotted names of all that a file imports, relative ones resolved"
+    package = ['sadlr', *path.relative_to(repo/'sadlr').parent.parts]
+    for node in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(node, ast.Import): yield from (a.name for a in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[:len(package) + 1 - node.level] if node.level else []
+            module = '.'.join([*base, *filter(None, [node.module])])
+            yield from [module] if node.module else (f'{module}.{a.name}' for a in node.names)
+
+NUMBERS = module_numbers()
+FILES = {f'sadlr.{name[6:]}': repo/'sadlr'/f"{name[6:].replace('.', '/')}.py" for name in NUMBERS}
+
+@pytest.mark.parametrize('name', NUMBERS)
+def test_imports_point_down(name):
+    ours = [i for i in imports(FILES[name]) if within(i, ['sadlr'])]
+    assert [i for i in ours if NUMBERS.get(i, 99) >= NUMBERS[name]] == [], f'{name} imports what is not below it'
+    if within(name, LOW): assert [i for i in ours if within(i, FORBIDDEN_TO_LOW)] == []
+
+def installed_with(lines, seen):
+    "The distributions that come with those required in `lines`, these included"
+    for r in map(Requirement, lines):
+        if canonicalize_name(r.name) in seen or not (r.marker is None or r.marker.evaluate({'extra': ''})): continue
+        seen.add(canonicalize_name(r.name))
+        installed_with(requires(r.name) or [], seen)
+    return seen
+
+@pytest.fixture(scope='module')
+def runtime():
+    "What is there to import when the package is installed without its dev extra"
+    config = ConfigParser(delimiters=['='])
+    config.read(repo/'settings.ini')
+    return installed_with(config['DEFAULT']['requirements'].split(), set())
+
+@pytest.mark.parametrize('name', NUMBERS)
+def test_imports_are_required(name, runtime):
+    top = {i.split('.')[0] for i in imports(FILES[name])} - set(sys.stdlib_module_names) - {'sadlr'}
+    sources = packages_distributions()
+    assert [t for t in top if runtime.isdisjoint(map(canonicalize_name, sources.get(t, [])))] == []
