@@ -33,7 +33,7 @@ def evaluation_loader(
     block = refer_block(model.tokenizer, model.config['img_size'], all_of)
     return block.dataloaders(samples, bs=bs, num_workers=num_workers, device=next(model.parameters()).device).valid
 
-# %% ../nbs/41_evaluate.ipynb #ddd2f9d8
+# %% ../nbs/41_evaluate.ipynb #ea5bef45
 @torch.no_grad()
 def evaluate(
     model:ReferSegmenter,
@@ -45,8 +45,9 @@ def evaluate(
     "P@X, mIoU and oIoU of each iteration over all samples (sections 3.4 and 4.1)"
     loader, record, was_training = evaluation_loader(samples, model, bs, num_workers), IoURecord(), model.training
     model.eval()
-    for image, token_ids, mask in progress_bar(loader, display=progress):
-        record.add(model(image.as_subclass(torch.Tensor), token_ids.as_subclass(torch.Tensor)), mask.as_subclass(torch.Tensor))
+    for batch in progress_bar(loader, leave=False) if progress else loader:
+        image, token_ids, mask = (part.as_subclass(torch.Tensor) for part in batch)
+        record.add(model(image, token_ids), mask)
     model.train(was_training)
     return record.summary()
 

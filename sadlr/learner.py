@@ -34,7 +34,7 @@ def param_groups(
     return [dict(params=[named[n] for n in named if (n in exempt) == free], weight_decay=0. if free else weight_decay)
             for free in (True, False)]
 
-# %% ../nbs/40_learner.ipynb #28b4030c
+# %% ../nbs/40_learner.ipynb #beb3835f
 def poly(
     start,       # learning rates at t = 0
     power:float, # exponent
@@ -55,7 +55,10 @@ class PolySchedule(ParamScheduler):
         self.scheds = {'lr': partial(poly, np.array([h['lr'] for h in self.opt.hypers]), self.power)}
         super().before_fit()
 
-# %% ../nbs/40_learner.ipynb #385c5d3d
+    def after_fit(self):
+        if self.hps['lr']: super().after_fit() # `validate` has no steps, and keeps the record of the last fit
+
+# %% ../nbs/40_learner.ipynb #caf342fe
 def refer_learner(
     dls:DataLoaders,         # from `refer_dataloaders`
     model:ReferSegmenter,    # from `create_model`
@@ -70,4 +73,5 @@ def refer_learner(
     return Learner(
         dls, model, lr=lr, loss_func=loss_func or IterativeDiceLoss(), splitter=partial(param_groups, weight_decay=wd),
         opt_func=partial(OptimWrapper, opt=torch.optim.AdamW),
-        metrics=refer_metrics(model.head.iterations) if metrics is None else metrics, cbs=L(PolySchedule()) + L(cbs), **kwargs)
+        metrics=refer_metrics(model.head.iterations) if metrics is None else metrics,
+        cbs=L(PolySchedule()) + L(cbs), **kwargs)

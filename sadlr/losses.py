@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['dice_loss', 'iteration_weights', 'IterativeDiceLoss']
 
-# %% ../nbs/31_losses.ipynb #32aaee74
-import torch
+# %% ../nbs/31_losses.ipynb #0c7073de
 from fastai.vision.core import TensorMask
 from torch import Tensor, nn
 

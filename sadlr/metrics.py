@@ -37,7 +37,7 @@ def summarise(
     precision = {f'P@{t}': 100*float((iou >= t).mean()) for t in THRESHOLDS}
     return precision | {'mIoU': 100*float(iou.mean()), 'oIoU': 100*float(i.sum()/max(u.sum(), 1))}
 
-# %% ../nbs/32_metrics.ipynb #f2fd3ba8
+# %% ../nbs/32_metrics.ipynb #0c326bd0
 PROTOCOLS = 'lavt',
 
 def score(
@@ -51,15 +51,16 @@ def score(
     for k, (pred, target) in enumerate(zip(preds, targets, strict=True)):
         pred, target = torch.as_tensor(pred), torch.as_tensor(target).bool()
         if pred.shape != target.shape:
-            raise ValueError(f'pair {k}: prediction {tuple(pred.shape)} and target {tuple(target.shape)} differ in size')
+            raise ValueError(f'pair {k} differs in size: prediction {tuple(pred.shape)}, target {tuple(target.shape)}')
         pairs.append(intersection_union(pred > .5 if pred.is_floating_point() else pred.bool(), target))
     return summarise([int(i) for i, _ in pairs], [int(u) for _, u in pairs])
 
-# %% ../nbs/32_metrics.ipynb #cb6ce401
+# %% ../nbs/32_metrics.ipynb #9cce1c0b
 class IoURecord:
     "Intersections and unions of every pair and iteration seen since the last reset"
     def __init__(self): self.reset()
     def reset(self): self.pairs, self.seen = [], None
+    def __getstate__(self): return {'pairs': [], 'seen': None} # an exported learner leaves its scores behind
 
     def add(self,
         scores:Tensor, # (B, n, 2, h, w) raw score maps

@@ -17,7 +17,7 @@ def dynamic_conv(
     "Convolve the features of each image with that image's own 1x1 kernels (section 3.3)"
     return features @ kernel
 
-# %% ../../nbs/25_models.dynamic_conv.ipynb #da89711c
+# %% ../../nbs/25_models.dynamic_conv.ipynb #598bbc67
 class DynamicConv(nn.Module):
     "A 1x1 convolution whose kernel is predicted from a query, then layer normalisation and ReLU (section 3.3)"
     def __init__(self,
@@ -28,6 +28,8 @@ class DynamicConv(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.to_kernel = nn.Linear(query_dim, in_channels*out_channels)
+        nn.init.normal_(self.to_kernel.weight, std=3*query_dim**-.5)
+        nn.init.zeros_(self.to_kernel.bias)
         self.norm = nn.LayerNorm(out_channels)
 
     def forward(self,
@@ -37,7 +39,7 @@ class DynamicConv(nn.Module):
         kernel = self.to_kernel(query).unflatten(1, (self.in_channels, self.out_channels))
         return F.relu(self.norm(dynamic_conv(features, kernel)))
 
-# %% ../../nbs/25_models.dynamic_conv.ipynb #25f916da
+# %% ../../nbs/25_models.dynamic_conv.ipynb #37f0e322
 class DynamicConvStack(nn.Sequential):
     "Semantics-aware dynamic convolution: layers of `DynamicConv` that share one query (section 3.3, Table 4 b)"
     def __init__(self,
@@ -46,7 +48,8 @@ class DynamicConvStack(nn.Sequential):
         repeats:int=1,              # how many times the structure is stacked
     ):
         kernels = (channels//4, channels) if kernels is None else tuple(kernels)
-        if not kernels or min(kernels) < 1: raise ValueError(f'kernels={kernels}: give one positive number per layer, e.g. (128, 512)')
+        if not kernels or min(kernels) < 1:
+            raise ValueError(f'kernels={kernels}: give one positive number per layer, e.g. (128, 512)')
         if repeats < 1: raise ValueError(f'repeats={repeats}: the structure is needed at least once')
         widths = (channels, *kernels*repeats)
         super().__init__(*[DynamicConv(i, o, channels) for i, o in zip(widths, widths[1:])])

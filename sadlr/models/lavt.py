@@ -34,7 +34,7 @@ def instance_norm(
     "Instance normalisation without parameters, channels last"
     return F.layer_norm(x.transpose(1, 2), x.shape[1:2]).transpose(1, 2)
 
-# %% ../../nbs/22_models.lavt.ipynb #e11f3b9f
+# %% ../../nbs/22_models.lavt.ipynb #ced275c4
 class PWAM(nn.Module):
     "Pixel-word attention module: each pixel collects the words that concern it"
     def __init__(self,
@@ -43,7 +43,8 @@ class PWAM(nn.Module):
         num_heads:int=1, # heads of the pixel-word attention
     ):
         super().__init__()
-        if dim % num_heads: raise ValueError(f"fusion_heads: the {dim} channels of a stage do not divide by {num_heads}")
+        if dim % num_heads:
+            raise ValueError(f'fusion_heads: the {dim} channels of a stage do not divide by {num_heads}')
         self.num_heads = num_heads
         self.vis_project,self.query = nn.Linear(dim, dim),nn.Linear(dim, dim)
         self.key,self.value = nn.Linear(word_dim, dim),nn.Linear(word_dim, dim)
@@ -110,21 +111,25 @@ class Decoder(nn.Module):
             y = block(torch.cat([y,skip], 1))
         return y
 
-# %% ../../nbs/22_models.lavt.ipynb #6c953751
+# %% ../../nbs/22_models.lavt.ipynb #6543c5c5
 class LAVT(nn.Module):
     "Language-aware vision transformer: from an image and the features of its words to the features Y"
     def __init__(self,
         size:str='base',              # of the Swin Transformer, one of `sadlr.models.swin.SIZES`
         word_dim:int=768,             # D, features of a word
-        fusion_heads:tuple=(1,1,1,1), # heads of each stage's pixel-word attention
+        fusion_heads:int|tuple=1,     # heads of the pixel-word attention, of all stages or of each
+        channels:int|None=None,       # C, of Y; None: four times the first stage's
         pretrained:bool=False,        # start the Swin Transformer from ImageNet-22K weights?
         **swin_options,               # of `sadlr.models.swin.Swin`, in place of the size's own
     ):
         super().__init__()
         self.backbone = create_swin(size, pretrained, **swin_options)
         dims = self.backbone.dims
-        self.channels = 4*dims[0]
-        self.fusions = nn.ModuleList(PWAM(dim, word_dim, heads) for dim,heads in zip(dims, fusion_heads, strict=True))
+        self.channels = channels or 4*dims[0]
+        if isinstance(fusion_heads, int): fusion_heads = (fusion_heads,)*len(dims)
+        if len(fusion_heads) != len(dims):
+            raise ValueError(f'fusion_heads={fusion_heads}: {len(dims)} stages need {len(dims)} numbers')
+        self.fusions = nn.ModuleList(PWAM(dim, word_dim, heads) for dim,heads in zip(dims, fusion_heads))
         self.gates = nn.ModuleList(LanguageGate(dim) for dim in dims[:-1])
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
         self.decoder = Decoder(dims, self.channels)

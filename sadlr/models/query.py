@@ -18,7 +18,7 @@ def masked_mean(
     mask = mask.to(features.dtype)
     return (mask[:, None] @ features)[:, 0] / mask.sum(1, keepdim=True).clamp(min=1)
 
-# %% ../../nbs/26_models.query.ipynb #cefb0e62
+# %% ../../nbs/26_models.query.ipynb #e45bfc19
 class SentenceQuery(nn.Module):
     "The first query: the mean word feature, projected to the channels of Y (section 3.1)"
     def __init__(self,
@@ -27,6 +27,7 @@ class SentenceQuery(nn.Module):
     ):
         super().__init__()
         self.project = nn.Linear(word_dim, channels)
+        nn.init.normal_(self.project.weight, std=2*word_dim**-.5) # so that the phrase outweighs the first, wrong masks
 
     def forward(self,
         words:Tensor,      # (B, N, D)

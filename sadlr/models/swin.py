@@ -115,9 +115,9 @@ class Swin(nn.Module):
         for layer in self.layers: maps.append(x := layer(x))
         return maps
 
-# %% ../../nbs/21_models.swin.ipynb #be6dd9d8
+# %% ../../nbs/21_models.swin.ipynb #4d371be8
 SIZES = dict(
-    nano =dict(embed_dim=16,  depths=(1,1,2,1),  num_heads=(1,2,4,8),    window_size=4,  drop_path_rate=0.),
+    nano =dict(embed_dim=24,  depths=(1,1,1),    num_heads=(3,3,6),      window_size=8,  drop_path_rate=0.),
     tiny =dict(embed_dim=96,  depths=(2,2,6,2),  num_heads=(3,6,12,24),  window_size=7,  drop_path_rate=.3),
     small=dict(embed_dim=96,  depths=(2,2,18,2), num_heads=(3,6,12,24),  window_size=7,  drop_path_rate=.3),
     base =dict(embed_dim=128, depths=(2,2,18,2), num_heads=(4,8,16,32),  window_size=12, drop_path_rate=.3),
