@@ -33,7 +33,7 @@ class Segmentation(NamedTuple):
     mask:np.ndarray       # (H, W) bool, at the image's own size
     iterations:np.ndarray # (n, H, W) bool, the mask of every iteration; the last one is `mask`
 
-# %% ../../nbs/29_models.build.ipynb #31c20710
+# %% ../../nbs/29_models.build.ipynb #44d0b85a
 class ReferSegmenter(nn.Module, ModelHubMixin,
                      library_name='sadlr', pipeline_tag='image-segmentation', license='apache-2.0'):
     "Language encoder, multi-modal encoder and head in a row (Figure 3)"
@@ -94,7 +94,8 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
             try: folder = Path(snapshot_download(str(folder_or_hub_id), **hub_options))
             except (OSError, HFValidationError) as e:
                 reason = str(e).strip().split('\n')[0]
-                raise FileNotFoundError(f'{folder_or_hub_id}: neither a folder nor a model of the hub ({reason})') from e
+                message = f'{folder_or_hub_id}: neither a folder nor a model of the hub ({reason})'
+                raise FileNotFoundError(message) from e
         return load_folder(folder, encoder)
 
 # %% ../../nbs/29_models.build.ipynb #2411756f
