@@ -4,17 +4,19 @@
 
 # %% auto #0
 __all__ = ['SPECIAL_TOKENS', 'MAX_WORDS', 'IMAGENET_MEAN', 'IMAGENET_STD', 'word_tokenizer', 'load_pretrained', 'load_tokenizer',
-           'tokenize', 'open_image', 'resize_square', 'image_tensor']
+           'tokenize', 'open_image', 'check_size', 'square_pixels', 'square_mask', 'image_tensor']
 
-# %% ../nbs/06_preprocess.ipynb #5508db86
+# %% ../nbs/06_preprocess.ipynb #0545d1c8
 import warnings
+from functools import cache
 from pathlib import Path
 import numpy as np, torch
 from PIL import Image, ImageOps
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from torch import Tensor
-from torchvision.transforms.functional import normalize, to_tensor
+from torchvision.transforms.functional import normalize, pil_to_tensor
+from torchvision.transforms.v2.functional import resize # unlike its elder it stays with bytes
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 # %% ../nbs/06_preprocess.ipynb #d62c97bb
@@ -52,7 +54,7 @@ def load_tokenizer(
     "The tokenizer that `source` is or names"
     return load_pretrained(AutoTokenizer, source) if isinstance(source, (str, Path)) else source
 
-# %% ../nbs/06_preprocess.ipynb #621424ea
+# %% ../nbs/06_preprocess.ipynb #a1bfdbc7
 MAX_WORDS = 20
 _cut_before = False
 
@@ -70,6 +72,7 @@ def tokenize(
 ) -> tuple[Tensor, Tensor]:  # (B, N) int64 ids, (B, N) bool mask, True where there is a token
     "Token ids of `phrases`, cut or padded to `max_words`, and which of them are real"
     phrases = [phrases] if isinstance(phrases, str) else list(phrases)
+    if not phrases: raise ValueError('no phrase')
     for i, phrase in enumerate(phrases):
         if not phrase.strip(): raise ValueError(f'phrase {i} of {len(phrases)} is empty')
     ids = tokenizer(phrases, return_attention_mask=False, return_token_type_ids=False)['input_ids']
@@ -80,37 +83,89 @@ def tokenize(
     lengths = torch.tensor([len(row) for row in ids])
     return token_ids, torch.arange(max_words) < lengths[:, None]
 
-# %% ../nbs/06_preprocess.ipynb #79796e25
+# %% ../nbs/06_preprocess.ipynb #91969909
 IMAGENET_MEAN, IMAGENET_STD = IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 
-def open_image(
-    image:str|Path|Image.Image, # a file, or an image that is already open
-) -> Image.Image:               # RGB
-    "Any picture as upright RGB: EXIF rotation applied, 16 bits reduced to 8, transparency dropped"
-    if not isinstance(image, Image.Image):
-        path = Path(image)
-        if not path.exists(): raise FileNotFoundError(f'no image at {path}')
-        try:
-            image = Image.open(path)
-            image.load()
-        except (OSError, SyntaxError, ValueError) as error:
-            raise ValueError(f'{path} is no image that can be read: {error}') from error
-    image = ImageOps.exif_transpose(image)
-    if image.mode.startswith('I'): image = Image.fromarray((np.asarray(image)//256).astype(np.uint8))
-    return image.convert('RGB')
+def _load(path):
+    "The image of a file, its pixels read"
+    if not path.exists(): raise FileNotFoundError(f'no image at {path}')
+    try:
+        image = Image.open(path)
+        image.load()
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f'{path} is no image that can be read: {error}') from error
+    return image
 
-# %% ../nbs/06_preprocess.ipynb #501aa84e
-def resize_square(
-    image:Image.Image,                  # any size and mode
-    size:int,                           # S, side of the result in pixels
-    resample=Image.Resampling.BILINEAR, # filter of PIL; `NEAREST` for masks
-) -> Image.Image:                       # (S, S)
-    "Squash `image` to a square, whatever its aspect ratio"
-    return image.resize((size, size), resample)
+def open_image(
+    image:str|Path|Image.Image,     # a file, or an image that is already open
+    size:tuple[int, int]|None=None, # (H, W) of the picture on which its mask was drawn; None: there is no mask
+) -> Image.Image:                   # RGB
+    "Any picture as RGB, 16 bits reduced to 8, transparency dropped; upright, or as its mask needs it"
+    name, image = ('the image', image) if isinstance(image, Image.Image) else (image, _load(Path(image)))
+    if size is None or image.size[::-1] != tuple(size): upright = ImageOps.exif_transpose(image)
+    else: upright = image
+    if size is not None and upright.size[::-1] != tuple(size):
+        raise ValueError(f'{name} has {image.width} x {image.height} pixels, its mask {size[1]} x {size[0]}')
+    if upright.mode.startswith('I'): upright = Image.fromarray((np.asarray(upright)//256).astype(np.uint8))
+    return upright.convert('RGB')
+
+# %% ../nbs/06_preprocess.ipynb #6a8e60fa
+def check_size(
+    path:str|Path,       # an image's file
+    size:tuple[int, int] # (H, W) of the picture on which its mask was drawn
+):
+    "Raises a ValueError where a file is no image of that size, as stored or upright; reads no more than its header"
+    try:
+        with Image.open(path) as image:
+            stored = image.size[::-1]
+            if stored == tuple(size): return
+            on_side = image.getexif().get(0x0112, 1) > 4 # EXIF's orientation, by a quarter turn
+    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
+        raise ValueError(f'{path} is no image that can be read: {error}') from error
+    if not (on_side and stored[::-1] == tuple(size)):
+        raise ValueError(f'{path} has {stored[1]} x {stored[0]} pixels, its mask {size[1]} x {size[0]}')
+
+# %% ../nbs/06_preprocess.ipynb #fd6e2ac7
+try: from torchvision.io import decode_jpeg
+except ImportError: decode_jpeg = None # torchvision has announced that its decoders move out; PIL's are a bit slower
+
+def _read_pixels(image, size):
+    "(3, H, W) uint8; `open_image` is asked where the file is no plain JPEG of that size, and for what is wrong with it"
+    if decode_jpeg and size is not None and isinstance(image, (str, Path)):
+        try: pixels = decode_jpeg(torch.from_numpy(np.fromfile(image, np.uint8)))
+        except (OSError, RuntimeError): pixels = None
+        if pixels is not None and len(pixels) in (1, 3) and pixels.shape[1:] == tuple(size):
+            return pixels.expand(3, -1, -1)
+    return pil_to_tensor(open_image(image, size))
+
+def square_pixels(
+    image:str|Path|Image.Image,     # a file or an image
+    img_size:int,                   # S, side of the square that the model sees
+    size:tuple[int, int]|None=None, # (H, W) of the picture on which its mask was drawn, as in `open_image`
+) -> Tensor:                        # (3, S, S) uint8
+    "Squash an image to a square, whatever its aspect ratio, by the bilinear filter that averages where it shrinks"
+    return resize(_read_pixels(image, size), [img_size, img_size], antialias=True)
+
+# %% ../nbs/06_preprocess.ipynb #a1b2823f
+@cache
+def _nearest(length, size):
+    "Which pixels of a line PIL takes to resize it"
+    line = Image.fromarray(np.arange(length, dtype=np.int32)[None])
+    return np.asarray(line.resize((size, 1), Image.Resampling.NEAREST))[0].astype(np.intp)
+
+def square_mask(
+    mask:np.ndarray, # (H, W) of 0 and 1
+    img_size:int,    # S
+) -> Tensor:         # (S, S) uint8
+    "The nearest pixel of a mask for each pixel of the square, the same pixels that PIL takes"
+    columns = np.asarray(mask.T, np.uint8) # pycocotools stores column by column
+    for axis, length in enumerate(columns.shape):
+        if length != img_size: columns = columns.take(_nearest(length, img_size), axis)
+    return torch.from_numpy(columns).T
 
 def image_tensor(
     image:str|Path|Image.Image, # a file or an image
     img_size:int,               # S, side of the square that the model sees
 ) -> Tensor:                    # (3, S, S) float32, mean 0 and deviation 1 over ImageNet
     "The image as a model sees it"
-    return normalize(to_tensor(resize_square(open_image(image), img_size)), IMAGENET_MEAN, IMAGENET_STD)
+    return normalize(square_pixels(image, img_size)/255, IMAGENET_MEAN, IMAGENET_STD)

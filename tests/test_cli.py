@@ -34,7 +34,7 @@ def photo(folder): return min((folder/'data'/'shapes'/'images').iterdir())
 
 def test_files_of_a_run(folder):
     run = folder/'runs'/'shapes'
-    assert {p.name for p in run.iterdir()} == {'model', 'history.csv', 'iterations.png'}
+    assert {p.name for p in run.iterdir()} == {'model', 'settings.json', 'history.csv', 'iterations.png'}
     assert {'config.json', 'model.safetensors', 'tokenizer.json'} <= {p.name for p in (run/'model').iterdir()}
     assert json.loads((run/'model'/'config.json').read_text())['img_size'] == 32
     columns, *rows = csv.reader((run/'history.csv').read_text().splitlines())

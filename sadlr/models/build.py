@@ -4,11 +4,11 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'ENCODER_SIZES', 'HEADS', 'LANGUAGE_SIZES', 'BERT_OPTIONS', 'Segmentation', 'ReferSegmenter', 'pick',
-           'create_model', 'load_folder', 'load_strictly']
+           'create_model', 'read_config', 'check_fit', 'load_strictly', 'load_folder']
 
-# %% ../../nbs/29_models.build.ipynb #24ce566d
+# %% ../../nbs/29_models.build.ipynb #a473d84e
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import NamedTuple
 
@@ -33,7 +33,7 @@ class Segmentation(NamedTuple):
     mask:np.ndarray       # (H, W) bool, at the image's own size
     iterations:np.ndarray # (n, H, W) bool, the mask of every iteration; the last one is `mask`
 
-# %% ../../nbs/29_models.build.ipynb #44d0b85a
+# %% ../../nbs/29_models.build.ipynb #ba020fd4
 class ReferSegmenter(nn.Module, ModelHubMixin,
                      library_name='sadlr', pipeline_tag='image-segmentation', license='apache-2.0'):
     "Language encoder, multi-modal encoder and head in a row (Figure 3)"
@@ -41,20 +41,32 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         language:nn.Module, # (token_ids, token_mask) -> words
         encoder:nn.Module,  # (image, words, token_mask) -> features
         head:nn.Module,     # (features, words, token_mask) -> raw score maps
-        tokenizer=None,     # of `transformers`; needed only where a phrase has to be read
+        tokenizer=None,     # of `transformers`, or where to find it: a hub name or a folder, looked up on first use
     ):
         super().__init__()
         self.language, self.encoder, self.head, self.tokenizer = language, encoder, head, tokenizer
 
     @property
-    def pad_id(self) -> int: return 0 if self.tokenizer is None else self.tokenizer.pad_token_id
+    def tokenizer(self):
+        "Of `transformers`, or `None`; one that is only named is loaded now"
+        if isinstance(self._tokenizer, (str, Path)): self._tokenizer = load_tokenizer(self._tokenizer)
+        return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer): self._tokenizer = tokenizer
+
+    @property
+    def pad_id(self) -> int: return getattr(self._tokenizer, 'pad_token_id', 0) # BERT's is 0
 
     def forward(self,
         image:Tensor,                # (B, 3, H, W), normalised
         token_ids:Tensor,            # (B, N) int64
         token_mask:Tensor|None=None, # (B, N) true for words; `None`: every id but the padding
     ) -> Tensor:                     # (B, n, 2, h, w) raw score maps
-        if token_mask is None: token_mask = token_ids != self.pad_id
+        if token_mask is None:
+            used = (token_ids != self.pad_id).any(0).nonzero() # no phrase of the batch needs the columns after them
+            token_ids = token_ids[:, :used.max() + 1 if len(used) else 1]
+            token_mask = token_ids != self.pad_id
         words = self.language(token_ids, token_mask)
         return self.head(self.encoder(image, words, token_mask), words, token_mask)
 
@@ -75,12 +87,13 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         return answers[0] if isinstance(phrase, str) else answers
 
     def _save_pretrained(self, folder:Path):
-        "Write config.json, model.safetensors and the tokenizer's files"
-        options = {**self.config['head_options']}
-        if isinstance(self.head, SADLRHead): options['iterations'] = self.head.iterations
-        (folder/'config.json').write_text(json.dumps({**self.config, 'head_options': options}, indent=2))
+        "Write config.json, model.safetensors and the tokenizer's files, or its name while it has not been needed"
+        config = {**self.config, 'head_options': {**self.config['head_options']}}
+        if isinstance(self.head, SADLRHead): config['head_options']['iterations'] = self.head.iterations
+        if isinstance(self._tokenizer, (str, Path)): config['tokenizer'] = str(self._tokenizer)
+        elif self._tokenizer is not None: self._tokenizer.save_pretrained(folder)
+        (folder/'config.json').write_text(json.dumps(config, indent=2))
         save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder/'model.safetensors')
-        if self.tokenizer is not None: self.tokenizer.save_pretrained(folder)
 
     @classmethod
     def from_pretrained(cls,
@@ -120,7 +133,7 @@ def pick(
     if name not in table: raise ValueError(f'unknown {kind} {name!r}: choose one of {", ".join(map(repr, table))}')
     return table[name]
 
-# %% ../../nbs/29_models.build.ipynb #e475ec26
+# %% ../../nbs/29_models.build.ipynb #8a7481d6
 def create_model(
     encoder:str|nn.Module='lavt', # a name in `ENCODERS`, or a module of your own with an attribute `channels`
     head:str='sadlr',             # a name in `HEADS`
@@ -128,7 +141,8 @@ def create_model(
     img_size:int=480,             # side of the square that photos are resized to
     pretrained:bool=False,        # ImageNet weights for the encoder; BERT weights from the place that `tokenizer` names
     language:str='bert',          # 'bert' or 'gru'
-    tokenizer=None,               # a hub name, a folder, or a tokenizer; `None`: ids only, in BERT's vocabulary
+    tokenizer=None,               # a hub name, a folder, or a tokenizer; `None`: ids only, in BERT's vocabulary.
+                                  # A name waits until a phrase is read, if `language_options` has a 'vocab_size'
     encoder_options:dict={},      # options of the encoder, over those of the size
     head_options:dict={},         # e.g. dict(iterations=3, kernels=(128, 512), repeats=1, update='sum')
     language_options:dict={},     # options of the language encoder, over those of the size
@@ -140,9 +154,10 @@ def create_model(
     name = encoder if isinstance(encoder, str) else None
     encoder_class = pick('encoder', name, ENCODERS) if name else None
     source = tokenizer if pretrained and language == 'bert' and isinstance(tokenizer, (str, Path)) else None
-    if tokenizer is not None: tokenizer = load_tokenizer(tokenizer)
-    language_options = {'vocab_size': 30522 if tokenizer is None else len(tokenizer),
-                        **({} if source else language_sizes.get(size, {})), **language_options}
+    if tokenizer is not None and 'vocab_size' not in language_options:
+        tokenizer = load_tokenizer(tokenizer)
+        language_options = {**language_options, 'vocab_size': len(tokenizer)}
+    language_options = {'vocab_size': 30522, **({} if source else language_sizes.get(size, {})), **language_options}
     words = create_language(language, source=source, **language_options)
     if source: language_options = {k: getattr(words.bert.config, k) for k in BERT_OPTIONS}
     if name:
@@ -154,7 +169,44 @@ def create_model(
                         language_options=language_options)
     return model
 
-# %% ../../nbs/29_models.build.ipynb #5b3d32c7
+# %% ../../nbs/29_models.build.ipynb #4fc96a62
+def read_config(
+    path:Path, # config.json
+) -> dict:     # options of `create_model`
+    "The configuration of a saved model"
+    try: config = json.loads(path.read_text())
+    except ValueError as e: raise ValueError(f'{path} was not read, is it cut short? {e}') from e
+    if not isinstance(config, dict) or not {'encoder', 'head_options'} <= config.keys():
+        raise ValueError(f'{path} does not describe a model of sadlr')
+    return config
+
+# %% ../../nbs/29_models.build.ipynb #c53b96cc
+def check_fit(
+    own:Mapping[str, Tensor],    # a model's state
+    tensors:Mapping[str, Tensor],# what is to be loaded into it
+    origin:Path|str,             # where that comes from, for the message
+    spell:Callable=str,          # how the origin spells a name
+):
+    "Say in one line which tensors are missing, foreign or of another shape, if any are"
+    both = [k for k in own if k in tensors and own[k].shape != tensors[k].shape]
+    wrong = {'missing': [spell(k) for k in own if k not in tensors],
+             'foreign': [spell(k) for k in tensors if k not in own],
+             'of another shape': [f'{spell(k)} {tuple(tensors[k].shape)}, not {tuple(own[k].shape)}' for k in both]}
+    told = '; '.join(f"{len(names)} {what} ({', '.join(names[:5])}{', ...' if len(names) > 5 else ''})"
+                     for what, names in wrong.items() if names)
+    if told: raise ValueError(f'{origin} does not fit this model: {told}')
+
+# %% ../../nbs/29_models.build.ipynb #25d76f0d
+def load_strictly(
+    model:nn.Module,             # to be filled in place
+    tensors:Mapping[str, Tensor],# name -> tensor
+    origin:Path|str,             # where they come from, for the message
+):
+    "Load tensors that fit exactly, or say in one line which do not"
+    check_fit(model.state_dict(), tensors, origin)
+    model.load_state_dict(tensors)
+
+# %% ../../nbs/29_models.build.ipynb #6a098a2b
 def load_folder(
     folder:Path,                 # holds config.json and model.safetensors
     encoder:nn.Module|None=None, # the module, where the encoder was one of your own
@@ -163,27 +215,14 @@ def load_folder(
     path, weights = folder/'config.json', folder/'model.safetensors'
     for file in (path, weights):
         if not file.is_file(): raise FileNotFoundError(f'{file} is missing: is this a saved model?')
-    try: config = json.loads(path.read_text())
-    except ValueError as e: raise ValueError(f'{path} was not read: {e}') from e
-    if not isinstance(config, dict) or 'head_options' not in config:
-        raise ValueError(f'{path} does not describe a model of sadlr')
+    config = read_config(path)
     if config['encoder'] is None and encoder is None:
         raise ValueError(f'{folder} was saved with an encoder of your own: pass it as encoder=')
-    tokenizer = load_tokenizer(folder) if (folder/'tokenizer_config.json').is_file() else None
-    model = create_model(**{**config, 'encoder': config['encoder'] or encoder}, tokenizer=tokenizer)
-    try: load_strictly(model, load_file(weights), weights)
-    except SafetensorError as e: raise ValueError(f'{weights} was not read: {e}') from e
+    if (folder/'tokenizer_config.json').is_file(): config['tokenizer'] = load_tokenizer(folder)
+    try: tensors = load_file(weights)
+    except SafetensorError as e: raise ValueError(f'{weights} was not read, is it cut short? {e}') from e
+    try: model = create_model(**{**config, 'encoder': config['encoder'] or encoder})
+    except Exception as e:  # options can be wrong in any way
+        raise ValueError(f"{path} does not describe a model of this sadlr: {' '.join(str(e).split())}") from e
+    load_strictly(model, tensors, weights)
     return model.eval()
-
-def load_strictly(
-    model:nn.Module,          # to be filled in place
-    tensors:dict[str, Tensor],# name -> tensor
-    origin:Path|str,          # where they come from, for the message
-):
-    "Load tensors that fit exactly, or say in one line which do not"
-    own = model.state_dict()
-    wrong = {'missing': own.keys() - tensors.keys(), 'foreign': tensors.keys() - own.keys(),
-             'of another shape': {k for k in own.keys() & tensors.keys() if own[k].shape != tensors[k].shape}}
-    told = '; '.join(f'{len(names)} {what} (e.g. {min(names)})' for what, names in wrong.items() if names)
-    if told: raise ValueError(f'{origin} does not fit this model: {told}')
-    model.load_state_dict(tensors)

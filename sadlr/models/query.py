@@ -9,14 +9,15 @@ __all__ = ['UPDATES', 'masked_mean', 'SentenceQuery', 'update_query']
 import torch
 from torch import Tensor, nn
 
-# %% ../../nbs/26_models.query.ipynb #9d99fdac
+# %% ../../nbs/26_models.query.ipynb #b77b1d34
 def masked_mean(
     features:Tensor, # (B, P, C) one row per word or position
     mask:Tensor,     # (B, P) bool or 0/1, the rows that count
 ) -> Tensor:         # (B, C) their mean; zeros where no row counts
     "Average the rows under a mask (equation 1)"
-    mask = mask.to(features.dtype)
-    return (mask[:, None] @ features)[:, 0] / mask.sum(1, keepdim=True).clamp(min=1)
+    weight = mask.to(torch.promote_types(features.dtype, torch.float32))
+    weight = weight/weight.sum(1, keepdim=True).clamp(min=1) # before the product, whose sum could overflow in float16
+    return (weight[:, None].to(features.dtype) @ features)[:, 0]
 
 # %% ../../nbs/26_models.query.ipynb #e45bfc19
 class SentenceQuery(nn.Module):

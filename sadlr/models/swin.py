@@ -128,15 +128,19 @@ WEIGHTS = dict(
     base ='swin_base_patch4_window12_384.ms_in22k',
     large='swin_large_patch4_window12_384.ms_in22k')
 
-# %% ../../nbs/21_models.swin.ipynb #a91ecb96
+# %% ../../nbs/21_models.swin.ipynb #894bd5c5
 def load_timm(
     swin:Swin,            # filled in place
     tag:str,              # timm's name of architecture and weights, see `WEIGHTS`
     pretrained:bool=True, # False: timm's random weights, which need no network
 ) -> Swin:                # the same
     "Copy the weights that timm knows as `tag`, all but those of the final norm"
-    source = timm.create_model(tag, pretrained=pretrained, num_classes=0,
-                               window_size=swin.window_size, always_partition=True)
+    try: source = timm.create_model(tag, pretrained=pretrained, num_classes=0,
+                                    window_size=swin.window_size, always_partition=True)
+    except OSError as error:
+        raise FileNotFoundError(
+            f'the weights timm/{tag} are not in the cache of the Hugging Face hub, and it cannot be reached; run '
+            f'`hf download timm/{tag}` where it can be, copy that cache here and name it in HF_HOME') from error
     swin.load_state_dict({name: t for name,t in source.state_dict().items() if not name.startswith('norm.')})
     return swin
 

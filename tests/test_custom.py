@@ -1,0 +1,138 @@
+"Data of one's own: photos as cameras write them, faults while writing, and a training on the result"
+import json, os, sys
+import numpy as np, pytest
+from PIL import Image
+from sadlr import cli
+from sadlr.data import custom
+from sadlr.data.block import refer_samples
+from sadlr.data.custom import refer_from_coco, refer_from_table
+from sadlr.data.download import check_data
+from sadlr.preprocess import open_image
+
+H, W = 40, 60
+TRIANGLE = [5, 5, 40, 5, 5, 30]
+
+@pytest.fixture
+def table(tmp_path):
+    "Five photos with a bright triangle each, as rows"
+    mask = np.add.outer(np.arange(H), np.arange(W)) < 35
+    rng = np.random.default_rng(0)
+    for i in range(5):
+        pixels = np.where(mask[..., None], 220, rng.integers(0, 90, (1, 1, 3))).astype(np.uint8)
+        Image.fromarray(np.broadcast_to(pixels, (H, W, 3)).copy()).save(tmp_path/f'{i}.jpg', quality=95)
+    Image.fromarray(mask).save(tmp_path/'mask.png')
+    return [dict(image=f'{i}.jpg', phrase='bright triangle', mask='mask.png') for i in range(5)]
+
+def write(table, tmp_path, **changes):
+    return refer_from_table([row | changes for row in table], tmp_path/'data', 'mine', folder=tmp_path)
+
+MODES = dict(grey=lambda i: i.convert('L'), cmyk=lambda i: i.convert('CMYK'), palette=lambda i: i.quantize(16),
+             alpha=lambda i: i.convert('RGBA'), deep=lambda i: Image.fromarray(np.asarray(i.convert('L')).astype(np.uint16)*257))
+
+@pytest.mark.parametrize('mode', MODES)
+def test_any_kind_of_photo(table, tmp_path, mode):
+    name = 'photo.tif' if mode in ('cmyk', 'deep') else 'photo.png'
+    MODES[mode](Image.open(tmp_path/'0.jpg')).save(tmp_path/name)
+    refer = write(table + [table[0] | dict(image=name)], tmp_path)
+    assert len(refer.refs()) == 6 and check_data(tmp_path/'data', 'mine') == []
+
+@pytest.mark.parametrize('orientation', range(1, 9))
+def test_photos_in_any_orientation_match_the_mask_on_what_one_sees(table, tmp_path, orientation):
+    undo = {2: 0, 3: 3, 4: 1, 5: 5, 6: 2, 7: 6, 8: 4}.get(orientation) # the inverse of what the note asks for
+    image, note = Image.open(tmp_path/'0.jpg'), Image.Exif()
+    note[0x0112] = orientation
+    if undo is not None: image = image.transpose(Image.Transpose(undo))
+    image.save(tmp_path/'0.jpg', exif=note, quality=95)
+    refer = write(table, tmp_path)
+    ref = refer.refs()[0]
+    seen = np.asarray(open_image(refer.image_path(ref), (H, W)))[..., 0] > 150
+    mask = refer.mask(ref)
+    assert (seen & mask).sum()/(seen | mask).sum() > .95
+
+def test_photos_are_linked_or_copied(table, tmp_path, monkeypatch):
+    linked = write(table, tmp_path)
+    assert linked.image_path(linked.refs()[0]).stat().st_nlink == 2
+    def no_links(*_): raise OSError('no links on this disk')
+    monkeypatch.setattr(os, 'link', no_links)
+    copied = refer_from_table(table, tmp_path/'data', 'copied', folder=tmp_path)
+    path = copied.image_path(copied.refs()[0])
+    assert path.stat().st_nlink == 1 and path.read_bytes() == (tmp_path/'0.jpg').read_bytes()
+
+def test_photos_of_one_name_in_two_folders(table, tmp_path):
+    for i in 0, 1:
+        (tmp_path/f'{i}').mkdir()
+        (tmp_path/f'{i}.jpg').rename(tmp_path/f'{i}'/'same.jpg')
+        table[i]['image'] = f'{i}/same.jpg'
+    refer = write(table, tmp_path)
+    paths = [refer.image_path(r) for r in refer.refs()]
+    assert len({p.read_bytes() for p in paths}) == len(set(paths)) == 5
+
+@pytest.mark.parametrize('name', ['_place', 'Refer'])
+def test_a_fault_while_writing_leaves_nothing(table, tmp_path, monkeypatch, name):
+    def fault(*_): raise OSError('No space left on device')
+    monkeypatch.setattr(custom, name, fault)
+    with pytest.raises(OSError, match='No space left'): write(table, tmp_path)
+    assert list((tmp_path/'data').iterdir()) == []
+
+def test_the_same_table_gives_the_same_files(table, tmp_path):
+    files = [(p.read_bytes()) for name in ('a', 'b') for refer in [refer_from_table(table, tmp_path/name, 'mine', folder=tmp_path)]
+             for p in sorted((refer.root/'mine').glob('*.*'))]
+    assert files[:2] == files[2:]
+
+def test_every_row_is_trained_on(table, tmp_path):
+    table = [row | dict(split='val' if i == 4 else 'train') for i, row in enumerate(table)]
+    refer = write([*table, table[0] | dict(phrase='🔺 emoji only'), table[0] | dict(phrase='🔺')], tmp_path)
+    phrases = [s.phrase for s in refer_samples(refer, 'train')]
+    assert sorted(phrases) == ['bright triangle']*4 + ['🔺', '🔺 emoji only']
+    assert [s.phrase for s in refer_samples(refer, 'train', 'sent')] == phrases
+
+def test_phrases_without_annotation_file(table, tmp_path):
+    write(table, tmp_path)
+    coco = tmp_path/'data'/'mine'/'instances.json'
+    with pytest.raises(FileNotFoundError, match='nothing.json'):
+        refer_from_coco(tmp_path/'nothing.json', {}, tmp_path, tmp_path/'data', 'other')
+    with pytest.raises(FileNotFoundError, match='nothing.json'):
+        refer_from_coco(coco, tmp_path/'nothing.json', tmp_path, tmp_path/'data', 'other')
+
+def test_crowds_and_parts_from_coco(table, tmp_path):
+    "Run lengths as a list (a crowd), and an object in two polygons"
+    runs = [0, 2*H, H*(W - 2)]
+    annotations = [dict(id=1, image_id=5, category_id=3, iscrowd=1, segmentation=dict(size=[H, W], counts=runs)),
+                   dict(id=2, image_id=5, category_id=3, iscrowd=0, segmentation=[TRIANGLE, [50, 30, 59, 30, 59, 39]])]
+    coco = dict(images=[dict(id=5, file_name='0.jpg', height=H, width=W)], annotations=annotations,
+                categories=[dict(id=3, name='shape')])
+    (tmp_path/'coco.json').write_text(json.dumps(coco))
+    with pytest.warns(UserWarning, match="the splits are 'test'; a training reads 'train' and 'val'"):
+        refer = refer_from_coco(tmp_path/'coco.json', {'1': 'left edge', '2': ['both']}, tmp_path, tmp_path/'data',
+                                'mine', splits={'0.jpg': ' test '})
+    left, both = refer.refs('test')
+    assert refer.mask(left).sum() == 2*H and refer.mask(left)[:, :2].all()
+    assert refer.mask(both)[10, 10] and refer.mask(both)[32, 57] and refer.categories == {3: 'shape'}
+
+def test_a_split_that_is_a_number(table, tmp_path):
+    with pytest.warns(UserWarning, match="the splits are '0', '1'"):
+        refer = write([row | dict(split=i % 2) for i, row in enumerate(table)], tmp_path)
+    assert refer.splits == ['0', '1']
+
+@pytest.mark.parametrize('changes', [dict(image=5), dict(mask=3), dict(mask=[[0, 1]]), dict(mask={}), dict(mask=b'0')])
+def test_a_cell_of_another_type_is_named_in_one_line(table, tmp_path, changes):
+    with pytest.raises(ValueError, match=r'^row 1 \(.*\): the (image|mask) is no path') as error:
+        write(table, tmp_path, **changes)
+    assert '\n' not in str(error.value)
+
+@pytest.mark.parametrize('phrases', ['[]', '{}', '"it"', '3', '[["0", "it"]]', 'null'])
+def test_phrases_that_are_no_dictionary(table, tmp_path, phrases):
+    write(table, tmp_path)
+    (tmp_path/'phrases.json').write_text(phrases)
+    with pytest.raises(ValueError, match='the phrases are no dictionary'):
+        refer_from_coco(tmp_path/'data'/'mine'/'instances.json', tmp_path/'phrases.json', tmp_path/'data'/'mine'/'images',
+                        tmp_path/'data', 'other')
+    assert not (tmp_path/'data'/'other').exists()
+
+def test_trains_like_refcoco(table, tmp_path, monkeypatch):
+    write(table, tmp_path)
+    words = '--root data --dataset mine --split_by own --size nano --img_size 32 --tokenizer words --pretrained false'
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, 'argv', ['sadlr_train', *f'{words} --epochs 1 --bs 2 --workers 0 --out run'.split()])
+    cli.sadlr_train()
+    assert (tmp_path/'run'/'model'/'model.safetensors').is_file()

@@ -1,0 +1,149 @@
+"Two processes train as one does, score as one does, go on after a stop, and only the first of them writes"
+import csv, os, shutil, subprocess, sys, zlib
+from functools import partial
+from pathlib import Path
+from types import SimpleNamespace
+import pytest, torch
+from accelerate.utils import gather_object
+from fastai.callback.core import Callback
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import set_seed
+from sadlr import cli
+from sadlr.checkpoint import Checkpoint
+from sadlr.data.block import refer_dataloaders
+from sadlr.data.refer import Refer
+from sadlr.data.shapes import make_shapes
+from sadlr.distributed import distributed, launched
+from sadlr.learner import refer_learner
+from sadlr.models.build import create_model
+
+def checksum(*tensors): return zlib.crc32(b''.join(t.numpy().tobytes() for t in tensors))
+
+class Watch(Callback):
+    "Leave batch statistics out, note what is seen in training, and break off after `end` batches"
+    def __init__(self, end=None): self.end, self.seen, self.losses = end, [], []
+    def before_batch(self):
+        for m in self.model.modules():
+            if 'BatchNorm' in type(m).__name__: m.eval()
+        if self.training: self.seen += [checksum(*item) for item in zip(*self.xb, *self.yb)]
+    def after_batch(self):
+        if not self.training: return
+        self.losses.append(self.loss.item())
+        if len(self.losses) == self.end: raise KeyboardInterrupt
+
+def learner(root, *cbs, dropout=0.):
+    "The same in every process; SGD, because Adam makes steps of rounding errors where a gradient is zero"
+    launched()
+    set_seed(0)
+    dls = refer_dataloaders(Refer(root, 'shapes', 'attributes'), img_size=32, bs=4, num_workers=0, device='cpu')
+    model = create_model(size='nano', img_size=32, tokenizer=dls.tokenizer,
+                         language_options=dict(hidden_dropout_prob=dropout))
+    with torch.no_grad():
+        for p in model.head.parameters(): p += .3*torch.randn_like(p) # so that it finds something
+    learn = refer_learner(dls, model, lr=1e-2, parts=2, cbs=cbs)
+    learn.opt_func, learn.logger = partial(OptimWrapper, opt=torch.optim.SGD), lambda row: None
+    return distributed(learn)
+
+def train(root):
+    "Scores before and after an epoch, and what it was made of"
+    learn = learner(root, watch := Watch())
+    with learn.no_bar():
+        learn.validate()
+        before = list(learn.final_record)
+        learn.fit(1)
+    return dict(before=before, after=list(learn.recorder.values[-1]), seen=sorted(gather_object(watch.seen)),
+                losses=torch.tensor(gather_object([watch.losses])).mean(0), weights=learn.model.state_dict())
+
+def resume(root):
+    "Losses and weights of a run with dropout in each process: uninterrupted, and stopped and resumed"
+    def run(name, watch, **options):
+        learn = learner(root, watch, dropout=.2)
+        with learn.no_bar(): learn.fit(2, cbs=Checkpoint(root/name, every=4, **options))
+        weights = {k: v.clone() for k, v in learn.model.state_dict().items()}
+        return gather_object([watch.losses]), weights, sorted(gather_object(watch.seen))
+    whole = run('whole', Watch())
+    try: run('stopped', Watch(len(whole[0][0])*3//4))
+    except KeyboardInterrupt: pass
+    if launched().is_main_process: shutil.copytree(root/'stopped', root/'alone')
+    launched().wait_for_everyone()
+    return dict(whole=whole, resumed=run('stopped', Watch(), resume=True))
+
+if __name__ == '__main__':
+    root = Path(sys.argv[1])
+    results = dict(train=train(root), resume=resume(root))
+    if launched().is_main_process: torch.save(results, root/'results.pt')
+
+def launch(*words, **options):
+    "Run by two processes"
+    command = 'accelerate launch --multi_gpu --num_processes 2 --main_process_port 0'.split()
+    env = os.environ | {'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    command = [Path(sys.executable).parent/command[0], *command[1:], *map(str, words)]
+    return subprocess.run(command, env=env, capture_output=True, text=True, **options)
+
+@pytest.fixture(scope='module')
+def root(tmp_path_factory):
+    root = tmp_path_factory.mktemp('distributed')
+    make_shapes(root, n_images=12)
+    return root
+
+@pytest.fixture(scope='module')
+def results(root):
+    done = launch(__file__, root)
+    assert done.returncode == 0, done.stderr
+    return torch.load(root/'results.pt')
+
+def test_same_training_as_one_process(root, results):
+    torch.set_num_threads(1)
+    one, two = train(root), results['train']
+    assert one['before'][-1] > 0 and two['before'] == one['before'] # to the last digit
+    assert two['seen'] == one['seen'] and len(set(one['seen'])) == len(one['seen']) # each ref once, the same phrases
+    torch.testing.assert_close(two['losses'], one['losses'], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(torch.tensor(two['after']), torch.tensor(one['after']), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(two['weights'], one['weights'], rtol=1e-4, atol=1e-6)
+
+def test_two_processes_resume(results):
+    (whole, weights, _), (resumed, again, _) = results['resume'].values()
+    assert len(resumed[0]) < len(whole[0]) and resumed == [losses[-len(resumed[0]):] for losses in whole]
+    assert whole[0] != whole[1]
+    torch.testing.assert_close(again, weights, rtol=0, atol=0)
+
+def test_one_process_goes_on_with_what_two_began(root, results):
+    torch.set_num_threads(1)
+    learn = learner(root, watch := Watch(), dropout=.2)
+    with learn.no_bar(): learn.fit(2, cbs=Checkpoint(root/'alone', resume=True))
+    assert sorted(watch.seen) == results['resume']['resumed'][2] # the same refs with the same phrases
+
+# the console script, which besides notes who calls what writes a file
+COMMAND = '''
+import os
+from sadlr import checkpoint, cli
+
+def noted(name, write):
+    def noting(*args, **kwargs):
+        with open(f'writes of {os.environ["RANK"]}', 'a') as file: print(name, file=file)
+        return write(*args, **kwargs)
+    return noting
+
+for module, name in [(checkpoint, 'save_state'), (checkpoint, 'save_scored'), (checkpoint, 'replace_file'),
+                     (cli, 'write_settings'), (cli, 'iteration_figure'), (cli.CSVLogger, 'before_fit')]:
+    setattr(module, name, noted(name, getattr(module, name)))
+cli.sadlr_train()
+'''
+
+def test_command(root):
+    (root/'sadlr_train').write_text(COMMAND)
+    done = launch('sadlr_train', '--n_images', 12, '--img_size', 32, '--bs', 8, '--epochs', 2, cwd=root)
+    assert done.returncode == 0, done.stderr
+    assert [p.name for p in root.glob('writes of *')] == ['writes of 0']
+    calls = (root/'writes of 0').read_text().splitlines()
+    assert calls.count('save_state') == 2 and calls.count('save_scored') >= 1
+    assert all(calls.count(name) == 1 for name in ('write_settings', 'iteration_figure', 'before_fit'))
+    assert done.stdout.count('written to runs/shapes') == 1
+    assert {p.name for p in (root/'runs/shapes').iterdir()} == {
+        'model', 'settings.json', 'history.csv', 'iterations.png'}
+    assert [row[0] for row in csv.reader((root/'runs/shapes/history.csv').open())] == ['epoch', '0', '1']
+
+def test_batch_that_cannot_be_shared(monkeypatch):
+    monkeypatch.setattr(cli, 'launched', lambda: SimpleNamespace(num_processes=2))
+    with pytest.raises(ValueError, match='bs=6 cannot be computed in accumulate=2 equal parts by each of 2 processes'):
+        cli.sadlr_train(bs=6, accumulate=2)
