@@ -2,6 +2,8 @@
 
 By default a tenth of the size; all of it: SADLR_SHARE=1 pytest -s tests/test_scale.py (some minutes)"""
 import json, os, pickle, random, subprocess, sys, time
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 import numpy as np, psutil, pytest
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
@@ -97,14 +99,16 @@ def sentences(ref): return [(s.raw, s.sent) for s in ref.sentences]
 
 def copied(items, read=str):
     "MB that two workers copy on average"
-    loader = DataLoader(Reader(items, read), batch_size=1, num_workers=2, collate_fn=lambda batch: batch[0])
+    loader = DataLoader(Reader(items, read), batch_size=1, num_workers=2, multiprocessing_context='fork',
+                        collate_fn=lambda batch: batch[0])
     return np.mean([after - before for before, after in loader])/2**20
 
 def copied_of(block, read):
     "MB more than where the same work is done on the first item again and again; the smaller of two tries"
     return min(copied(block, read) - copied(block[[0]*len(block)], read) for _ in range(2))
 
-def test_workers_share(root):
+def shared(root):
+    "Samples, MB of their blocks, and MB that each worker copies of lists and of blocks"
     refer = Refer(root)
     start = time.process_time()
     samples, refs = refer_samples(refer, 'train', draw=True), refer.refs('train')
@@ -114,6 +118,11 @@ def test_workers_share(root):
     lists, nothing = [list(samples), list(refs)], copied(range(len(samples)))
     as_lists = copied(lists[0], fields) + copied(lists[1], sentences) - 2*nothing
     blocks = sum(len(b) for b in (samples.block, refs.block, refer.segmentations.objects.block))/2**20
-    print(f'{len(samples)} samples with their refs and masks, {blocks:.0f} MB: '
+    return len(samples), blocks, as_lists, as_blocks
+
+def test_workers_share(root):
+    with ProcessPoolExecutor(1, get_context('spawn')) as fresh: # a process without the memory that other tests have left
+        n, blocks, as_lists, as_blocks = fresh.submit(shared, root).result()
+    print(f'{n} samples with their refs and masks, {blocks:.0f} MB: '
           f'each worker copies {as_lists:.1f} MB of lists, {as_blocks:.1f} MB of blocks')
     assert as_blocks < .1*as_lists + 5 # a worker takes memory for its own objects by the MB
