@@ -6,7 +6,8 @@
 __all__ = ['RECIPES', 'LOSSES', 'FREE_OPTIONS', 'read_options', 'command', 'score_table', 'sadlr_shapes', 'iteration_figure',
            'usual_partition', 'train_settings', 'check_range', 'check_settings', 'open_data', 'start_model',
            'check_vocabulary', 'training_loaders', 'check_folder', 'check_resumed', 'write_settings', 'sadlr_train',
-           'published_table', 'load_model', 'sadlr_evaluate', 'sadlr_predict', 'sadlr_data']
+           'published_table', 'load_model', 'sadlr_evaluate', 'sadlr_predict', 'sadlr_data', 'sadlr_experiment',
+           'sadlr_profile']
 
 # %% ../nbs/51_cli.ipynb #9dd81284
 import json
@@ -24,14 +25,16 @@ from types import SimpleNamespace
 # %% ../nbs/51_cli.ipynb #1dab5887
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated')
 
-# %% ../nbs/51_cli.ipynb #146e4ff3
+# %% ../nbs/51_cli.ipynb #7d7e7a41
 import numpy as np
+import torch
 from fastai.callback.progress import CSVLogger
 from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device, set_seed
 from fastcore.script import anno_parser, bool_arg
 from PIL import Image
 
+from .callbacks import AuxiliaryLoss, supervised_maps
 from .checkpoint import Checkpoint, replace_file
 from .data.block import refer_dataloaders, refer_samples
 from .data.download import check_data, get_data
@@ -40,14 +43,16 @@ from .data.refer import PARTITIONS, Refer
 from .data.shapes import make_shapes
 from .distributed import distributed, launched
 from .evaluate import evaluate, published, read_published, shuffle_phrases
+from .experiments import Recipe, run_table, summarise_table, tables
 from .learner import PRECISIONS, refer_learner
 from .losses import IterativeCrossEntropy, IterativeDiceLoss
 from .metrics import named_protocol
-from .models.build import ENCODERS, HEADS, LANGUAGE_SIZES, ReferSegmenter, create_model
+from .models.build import ENCODERS, HEADS, LANGUAGE_SIZES, ReferSegmenter, create_model, pick
 from .models.lavt_ris import load_lavt_ris
 from .models.swin import SIZES, WEIGHTS
 from .predictions import read_predictions, save_predictions, score_predictions
 from .preprocess import open_image, word_tokenizer
+from .profile import cost_table, published_costs, shared_models
 from .visualize import overlay, show_strips
 
 # %% ../nbs/51_cli.ipynb #15ea7d44
@@ -130,7 +135,7 @@ def train_settings(
         out=Path('runs')/'_'.join(datasets), split_by=','.join(map(usual_partition, datasets)))
     return SimpleNamespace(**{name: recipe.get(name) if value is None else value for name, value in options.items()})
 
-# %% ../nbs/51_cli.ipynb #ee1570bd
+# %% ../nbs/51_cli.ipynb #251dbb3a
 def check_range(
     low:float,           # that they must reach
     high:float=math.inf, # that they must stay below
@@ -151,7 +156,7 @@ def check_settings(
     for name, allowed in choices.items():
         if (value := getattr(s, name)) not in allowed: raise ValueError(f'{name}={value!r}: choose one of {allowed}')
     check_range(1, epochs=s.epochs, bs=s.bs, accumulate=s.accumulate, iterations=s.iterations, save_every=s.save_every)
-    check_range(0, workers=s.workers, lr=s.lr, language_lr=s.language_lr, wd=s.wd)
+    check_range(0, workers=s.workers, lr=s.lr, language_lr=s.language_lr, wd=s.wd, auxiliary=s.auxiliary)
     check_range(0, 1, bert_dropout=s.bert_dropout)
     if not s.lr: raise ValueError(f'lr={s.lr}: it takes more than 0')
     if s.bs % (s.accumulate*(n := launched().num_processes)):
@@ -254,7 +259,7 @@ def write_settings(
     replace_file(new, new.with_suffix(''))
     print(refer, textwrap.fill(', '.join(f'{name} {value}' for name, value in options.items()), 100), sep='\n')
 
-# %% ../nbs/51_cli.ipynb #86bed7e1
+# %% ../nbs/51_cli.ipynb #6bc8ef4c
 @command
 def sadlr_train(
     root:Path='data',          # folder of the data sets
@@ -277,6 +282,7 @@ def sadlr_train(
     language_lr:float=None,    # of the language encoder, as a share of lr
     wd:float=1e-2,             # weight decay
     loss:str='dice',           # 'dice', or LAVT's 'cross_entropy'
+    auxiliary:float=0.,        # weight of the loss on the maps of LTS and CGAN
     bert_layers:int=None,      # layers of BERT that are trained, LAVT's are 10; none: BERT as a whole
     bert_dropout:float=None,   # LAVT's is 0; none: BERT's own, 0.1
     start:str=None,            # saved model's folder or LAVT's checkpoint (.pth), with its encoder, size and img_size
@@ -297,9 +303,11 @@ def sadlr_train(
     with launched().main_process_first(): # it downloads or makes what is missing
         refer = open_data(s)
         model = start_model(s, refer)
+    if auxiliary: supervised_maps(model) # or an error
     if (out/'state.pt').exists(): check_resumed(s, json.loads((out/'settings.json').read_text())['options'])
     dls = training_loaders(s, refer, model)
-    learn = refer_learner(dls, model, s.lr, wd, LOSSES[loss](), path=out, cbs=CSVLogger(), precision=precision,
+    extra = [CSVLogger()] + ([AuxiliaryLoss(auxiliary)] if auxiliary else [])
+    learn = refer_learner(dls, model, s.lr, wd, LOSSES[loss](), path=out, cbs=extra, precision=precision,
                           parts=accumulate, checkpoint=checkpoint)
     if launched().is_main_process: write_settings(s, refer)
     rates, saving = [s.language_lr*s.lr, s.lr, s.lr], Checkpoint(out, every=save_every*accumulate, resume=resume)
@@ -402,3 +410,63 @@ def sadlr_data(
     if wrong := check_data(root, dataset):
         print(*wrong, sep='\n')
         raise ValueError(f'{root} is not whole; what is wrong is listed above ({len(wrong)})')
+
+# %% ../nbs/51_cli.ipynb #12cb298b
+@command
+def sadlr_experiment(
+    table:str,                 # 'systems' (Table 3), 'iterations', 'structure', 'update' (Table 4), 'beyond', or 'all'
+    results:Path='runs/experiments/results.csv', # a run that this file holds is not done again
+    out:Path='runs/experiments/models', # folder of the trained models
+    root:Path='data',          # folder of the scenes
+    seeds:str='0,1,2',         # a run of every system with each of them
+    size:str='nano',           # of the encoders
+    img_size:int=64,           # side of the scenes in pixels
+    n_images:int=2000,         # scenes
+    level:str='attributes',    # of the phrases: 'attributes' or 'relations'
+    epochs:int=Recipe.epochs,  # each ref once per epoch
+    bs:int=Recipe.bs,          # images of a step
+    lr:float=Recipe.lr,        # learning rate at the start
+    language_lr:float=Recipe.language_lr, # of the language encoder, as a share of lr
+    workers:int=0,             # of the loader
+):
+    "Train and score the systems of a table of the paper on shapes, and print mean and deviation of their oIoU"
+    known = tables(64 if size == 'nano' else 4*pick('size', size, SIZES)['embed_dim'])
+    chosen = known.values() if table == 'all' else [pick('table', table, known)]
+    if not all(map(str.isdigit, seeds.split(','))): raise ValueError(f'seeds={seeds!r}: give numbers like 0,1,2')
+    check_range(1, epochs=epochs, bs=bs, n_images=n_images)
+    recipe = Recipe(size, img_size, n_images, level, epochs, bs, lr, language_lr)
+    for systems in chosen:
+        done = run_table(systems, results, out, recipe, [*map(int, seeds.split(','))], root, workers)
+        print(summarise_table(done, systems).round(1).to_string())
+
+# %% ../nbs/51_cli.ipynb #9c1b59f7
+@command
+def sadlr_profile(
+    encoders:str='lts,vlt,lavt',       # multi-modal encoders, with commas between them
+    heads:str='classifier,cgan,sadlr', # heads, each on each encoder
+    size:str='base',                   # 'nano', 'tiny', 'small', 'base' or 'large'
+    img_size:int=480,                  # side of the square image
+    passes:int=10,                     # of each model, in turn; 0: no timing, and all else is computed
+    device:str=None,                   # 'cpu' or 'cuda'; none: the GPU if there is one
+):
+    "Print parameters, memory, multiply-accumulates and time of models, beside those of Table 3"
+    pick('size', size, SIZES)
+    encoders, heads = encoders.split(','), heads.split(',')
+    for name in encoders: pick('encoder', name, ENCODERS)
+    for name in heads: pick('head', name, HEADS)
+    check_range(0, passes=passes)
+    check_range(1, img_size=img_size)
+    device = torch.device(pick('device', device, dict(cpu='cpu', cuda='cuda')) if device else default_device())
+    if device.type == 'cuda' and not torch.cuda.is_available(): raise ValueError("device='cuda': there is no GPU here")
+    costs = cost_table(shared_models(encoders, heads, size, img_size, device if passes else 'meta'), img_size, passes)
+    if (size, img_size) == ('base', 480): costs = costs.join(published_costs().add_prefix("paper's "))
+    columns = ('parameters', 'with language', 'peak MiB', 'GMACs', "paper's GMACs", 'ms', 'spread', "paper's ms",
+               'ratio', "paper's ratio")
+    print(costs[[name for name in columns if name in costs]].to_string(float_format='{:.2f}'.format, na_rep='-'))
+    where = f'{device.type}, {platform.processor() or platform.machine()}, {torch.get_num_threads()} threads'
+    if device.type == 'cuda': where = torch.cuda.get_device_name(device)
+    print(f'size {size}, one image of {img_size} x {img_size}; parameters in millions',
+          'all but one column without the language encoder; peak: weights and activations',
+          'GMACs: multiply-accumulates as fvcore counts them', sep='\n')
+    if passes: print(f'ms: median of {passes} passes on {where}; spread: between quartiles; ratio: to the classifier')
+    if "paper's ms" in costs: print(f'paper: {read_published()["source"]}, Table 3; ms on an NVIDIA Quadro RTX 8000')

@@ -6,7 +6,7 @@
 __all__ = ['ENCODERS', 'ENCODER_SIZES', 'HEADS', 'LANGUAGE_SIZES', 'BERT_OPTIONS', 'Segmentation', 'ReferSegmenter', 'pick',
            'create_model', 'read_config', 'check_fit', 'load_strictly', 'load_folder']
 
-# %% ../../nbs/29_models.build.ipynb #a473d84e
+# %% ../../nbs/29_models.build.ipynb #d17d3e0c
 import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -21,10 +21,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from .cgan import CGANHead
 from .language import create_language
 from .lavt import LAVT
+from .lts import LTS
 from .refine import ClassifierHead, SADLRHead, object_logits
 from .swin import SIZES
+from .timm_encoder import TimmEncoder
+from .vlt import VLT
 from ..preprocess import image_tensor, load_tokenizer, open_image, tokenize
 
 # %% ../../nbs/29_models.build.ipynb #71ebea25
@@ -33,7 +37,7 @@ class Segmentation(NamedTuple):
     mask:np.ndarray       # (H, W) bool, at the image's own size
     iterations:np.ndarray # (n, H, W) bool, the mask of every iteration; the last one is `mask`
 
-# %% ../../nbs/29_models.build.ipynb #ba020fd4
+# %% ../../nbs/29_models.build.ipynb #6bd53ec5
 class ReferSegmenter(nn.Module, ModelHubMixin,
                      library_name='sadlr', pipeline_tag='image-segmentation', license='apache-2.0'):
     "Language encoder, multi-modal encoder and head in a row (Figure 3)"
@@ -78,9 +82,9 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         "Find the object that the phrase names, at the image's own size"
         if self.tokenizer is None: raise ValueError('this model has no tokenizer: pass tokenizer= to create_model')
         device, was_training, image = next(self.parameters()).device, self.training, open_image(image)
-        token_ids, token_mask = tokenize(phrase, self.tokenizer)
+        token_ids, _ = tokenize(phrase, self.tokenizer)
         pixels = image_tensor(image, self.config['img_size'])[None].expand(len(token_ids), -1, -1, -1)
-        try: scores = self.eval()(pixels.to(device), token_ids.to(device), token_mask.to(device))
+        try: scores = self.eval()(pixels.to(device), token_ids.to(device))
         finally: self.train(was_training)
         masks = (object_logits(scores, image.size[::-1]) > 0).cpu().numpy()
         answers = [Segmentation(m[-1], m) for m in masks]
@@ -111,14 +115,17 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
                 raise FileNotFoundError(message) from e
         return load_folder(folder, encoder)
 
-# %% ../../nbs/29_models.build.ipynb #2411756f
-ENCODERS = {'lavt': LAVT}
-ENCODER_SIZES = {'lavt': {'nano': dict(channels=64, fusion_heads=4)}}
-HEADS = {'classifier': ClassifierHead, 'sadlr': SADLRHead}
+# %% ../../nbs/29_models.build.ipynb #0f15bff7
+ENCODERS = {'lavt': LAVT, 'vlt': VLT, 'lts': LTS, 'timm': TimmEncoder}
+ENCODER_SIZES = {
+    'lavt': {'nano': dict(channels=64, fusion_heads=4)}, 'vlt': {'nano': dict(channels=64)},
+    'lts': {'nano': dict(channels=64)}, 'timm': {'nano': dict(channels=64, fusion_heads=4)}}
+HEADS = {'classifier': ClassifierHead, 'sadlr': SADLRHead, 'cgan': CGANHead}
 LANGUAGE_SIZES = {
     'bert': {'nano': dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
                           max_position_embeddings=32, hidden_dropout_prob=0., attention_probs_dropout_prob=0.)},
     'gru': {'nano': dict(dim=64, embedding_dim=64)},
+    'auto': {}, # its sizes are those of its own architecture
 }
 BERT_OPTIONS = ('vocab_size', 'hidden_size', 'num_hidden_layers', 'num_attention_heads', 'intermediate_size',
                 'hidden_act', 'max_position_embeddings', 'type_vocab_size', 'layer_norm_eps', 'hidden_dropout_prob',
@@ -133,14 +140,14 @@ def pick(
     if name not in table: raise ValueError(f'unknown {kind} {name!r}: choose one of {", ".join(map(repr, table))}')
     return table[name]
 
-# %% ../../nbs/29_models.build.ipynb #8a7481d6
+# %% ../../nbs/29_models.build.ipynb #f43379ac
 def create_model(
     encoder:str|nn.Module='lavt', # a name in `ENCODERS`, or a module of your own with an attribute `channels`
     head:str='sadlr',             # a name in `HEADS`
     size:str='base',              # 'nano', 'tiny', 'small', 'base' or 'large'
     img_size:int=480,             # side of the square that photos are resized to
-    pretrained:bool=False,        # ImageNet weights for the encoder; BERT weights from the place that `tokenizer` names
-    language:str='bert',          # 'bert' or 'gru'
+    pretrained:bool=False,        # ImageNet weights for the encoder; weights for words from the place that `tokenizer` names
+    language:str='bert',          # 'bert', 'gru', or 'auto': any text encoder of `transformers`
     tokenizer=None,               # a hub name, a folder, or a tokenizer; `None`: ids only, in BERT's vocabulary.
                                   # A name waits until a phrase is read, if `language_options` has a 'vocab_size'
     encoder_options:dict={},      # options of the encoder, over those of the size
@@ -153,16 +160,18 @@ def create_model(
     language_sizes = pick('language', language, LANGUAGE_SIZES)
     name = encoder if isinstance(encoder, str) else None
     encoder_class = pick('encoder', name, ENCODERS) if name else None
-    source = tokenizer if pretrained and language == 'bert' and isinstance(tokenizer, (str, Path)) else None
-    if tokenizer is not None and 'vocab_size' not in language_options:
+    source = tokenizer if pretrained and language != 'gru' and isinstance(tokenizer, (str, Path)) else None
+    if tokenizer is not None and (language == 'auto' or 'vocab_size' not in language_options):
         tokenizer = load_tokenizer(tokenizer)
-        language_options = {**language_options, 'vocab_size': len(tokenizer)}
+        language_options = {'vocab_size': len(tokenizer), **language_options}
+        if language == 'auto': language_options = {'pad_token_id': tokenizer.pad_token_id, **language_options}
     language_options = {'vocab_size': 30522, **({} if source else language_sizes.get(size, {})), **language_options}
     words = create_language(language, source=source, **language_options)
-    if source: language_options = {k: getattr(words.bert.config, k) for k in BERT_OPTIONS}
+    if language == 'auto': language_options = words.options
+    elif source: language_options = {k: getattr(words.bert.config, k) for k in BERT_OPTIONS}
     if name:
         encoder_options = {**ENCODER_SIZES[name].get(size, {}), **encoder_options}
-        encoder = encoder_class(size, word_dim=words.dim, pretrained=pretrained, **encoder_options)
+        encoder = encoder_class(size, words.dim, img_size, pretrained, **encoder_options)
     model = ReferSegmenter(words, encoder, head_class(encoder.channels, words.dim, **head_options), tokenizer)
     model.config = dict(encoder=name, head=head, size=size, img_size=img_size, language=language,
                         encoder_options=dict(encoder_options), head_options=dict(head_options),

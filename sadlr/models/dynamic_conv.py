@@ -5,8 +5,7 @@
 # %% auto #0
 __all__ = ['dynamic_conv', 'DynamicConv', 'DynamicConvStack']
 
-# %% ../../nbs/25_models.dynamic_conv.ipynb #87bb08c6
-import torch.nn.functional as F
+# %% ../../nbs/25_models.dynamic_conv.ipynb #5290f9f9
 from torch import Tensor, nn
 
 # %% ../../nbs/25_models.dynamic_conv.ipynb #9ce862ca
@@ -17,7 +16,7 @@ def dynamic_conv(
     "Convolve the features of each image with that image's own 1x1 kernels (section 3.3)"
     return features @ kernel
 
-# %% ../../nbs/25_models.dynamic_conv.ipynb #598bbc67
+# %% ../../nbs/25_models.dynamic_conv.ipynb #0ed02320
 class DynamicConv(nn.Module):
     "A 1x1 convolution whose kernel is predicted from a query, then layer normalisation and ReLU (section 3.3)"
     def __init__(self,
@@ -37,7 +36,7 @@ class DynamicConv(nn.Module):
         query:Tensor,    # (B, query_dim)
     ) -> Tensor:         # (B, P, C') non-negative responses
         kernel = self.to_kernel(query).unflatten(1, (self.in_channels, self.out_channels))
-        return F.relu(self.norm(dynamic_conv(features, kernel)))
+        return self.norm(dynamic_conv(features, kernel)).relu_() # in place: no second buffer as large as Y
 
 # %% ../../nbs/25_models.dynamic_conv.ipynb #37f0e322
 class DynamicConvStack(nn.Sequential):

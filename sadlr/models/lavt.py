@@ -34,7 +34,7 @@ def instance_norm(
     "Instance normalisation without parameters, channels last"
     return F.layer_norm(x.transpose(1, 2), x.shape[1:2]).transpose(1, 2)
 
-# %% ../../nbs/22_models.lavt.ipynb #ced275c4
+# %% ../../nbs/22_models.lavt.ipynb #b60ad7c6
 class PWAM(nn.Module):
     "Pixel-word attention module: each pixel collects the words that concern it"
     def __init__(self,
@@ -44,7 +44,7 @@ class PWAM(nn.Module):
     ):
         super().__init__()
         if dim % num_heads:
-            raise ValueError(f'fusion_heads: the {dim} channels of a stage do not divide by {num_heads}')
+            raise ValueError(f'fusion_heads: the {dim} channels of a stage are not divisible by {num_heads}')
         self.num_heads = num_heads
         self.vis_project,self.query = nn.Linear(dim, dim),nn.Linear(dim, dim)
         self.key,self.value = nn.Linear(word_dim, dim),nn.Linear(word_dim, dim)
@@ -111,15 +111,16 @@ class Decoder(nn.Module):
             y = block(torch.cat([y,skip], 1))
         return y
 
-# %% ../../nbs/22_models.lavt.ipynb #6543c5c5
+# %% ../../nbs/22_models.lavt.ipynb #46e7fb58
 class LAVT(nn.Module):
     "Language-aware vision transformer: from an image and the features of its words to the features Y"
     def __init__(self,
         size:str='base',              # of the Swin Transformer, one of `sadlr.models.swin.SIZES`
         word_dim:int=768,             # D, features of a word
-        fusion_heads:int|tuple=1,     # heads of the pixel-word attention, of all stages or of each
-        channels:int|None=None,       # C, of Y; None: four times the first stage's
+        img_size:int|None=None,       # unused: a Swin Transformer takes images of any size
         pretrained:bool=False,        # start the Swin Transformer from ImageNet-22K weights?
+        channels:int|None=None,       # C, of Y; None: four times the first stage's
+        fusion_heads:int|tuple=1,     # heads of the pixel-word attention, of all stages or of each
         **swin_options,               # of `sadlr.models.swin.Swin`, in place of the size's own
     ):
         super().__init__()
