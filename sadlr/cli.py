@@ -135,7 +135,7 @@ def train_settings(
         out=Path('runs')/'_'.join(datasets), split_by=','.join(map(usual_partition, datasets)))
     return SimpleNamespace(**{name: recipe.get(name) if value is None else value for name, value in options.items()})
 
-# %% ../nbs/51_cli.ipynb #251dbb3a
+# %% ../nbs/51_cli.ipynb #dc109380
 def check_range(
     low:float,           # that they must reach
     high:float=math.inf, # that they must stay below
@@ -162,9 +162,11 @@ def check_settings(
     if s.bs % (s.accumulate*(n := launched().num_processes)):
         by = f' by each of {n} processes' if n > 1 else ''
         raise ValueError(f'bs={s.bs} cannot be computed in accumulate={s.accumulate} equal parts{by}')
-    if s.pretrained and not s.start and s.size not in WEIGHTS:
+    if s.pretrained and not s.start and s.encoder != 'timm' and s.size not in WEIGHTS:
         sizes = tuple(WEIGHTS)
         raise ValueError(f'no pretrained weights for size {s.size!r}: use --pretrained false, or one of {sizes}')
+    if s.language == 'auto' and not (s.start or s.pretrained and s.tokenizer != 'words'):
+        raise ValueError("language 'auto' starts from trained weights: --pretrained true --tokenizer THEIR-NAME")
     if s.language != 'bert' and (s.bert_layers, s.bert_dropout) != (None, None):
         raise ValueError(f'bert_layers and bert_dropout are for BERT, and the language encoder is {s.language!r}')
 
@@ -259,7 +261,7 @@ def write_settings(
     replace_file(new, new.with_suffix(''))
     print(refer, textwrap.fill(', '.join(f'{name} {value}' for name, value in options.items()), 100), sep='\n')
 
-# %% ../nbs/51_cli.ipynb #6bc8ef4c
+# %% ../nbs/51_cli.ipynb #88d59b0d
 @command
 def sadlr_train(
     root:Path='data',          # folder of the data sets
@@ -268,12 +270,12 @@ def sadlr_train(
     split_by:str=None,         # partition, e.g. 'unc' or 'umd', one for each data set; none: the usual one
     n_images:int=2000,         # scenes, where shapes are made
     sentence:str='raw',        # 'raw', as typed (LAVT), or 'sent', cleaned (CRIS, LISA)
-    encoder:str='lavt',        # multi-modal encoder
-    head:str='sadlr',          # 'sadlr' or 'classifier'
+    encoder:str='lavt',        # multi-modal encoder: 'lavt', 'vlt', 'lts' or 'timm'
+    head:str='sadlr',          # 'sadlr', 'cgan' or 'classifier'
     size:str=None,             # 'nano', 'tiny', 'small', 'base' or 'large'; none, here and below: as the recipe says
     iterations:int=3,          # of the SADLR head
     img_size:int=None,         # side of the square that images are resized to
-    language:str='bert',       # 'bert' or 'gru'
+    language:str='bert',       # 'bert', 'gru', or 'auto': the text encoder that TOKENIZER names
     tokenizer:str=None,        # a hub name, a folder, or 'words' for a vocabulary made from the training phrases
     pretrained:bool_arg=None,  # true: start from ImageNet weights, and from the BERT that TOKENIZER names; or false
     epochs:int=None,           # each ref once per epoch
@@ -411,12 +413,12 @@ def sadlr_data(
         print(*wrong, sep='\n')
         raise ValueError(f'{root} is not whole; what is wrong is listed above ({len(wrong)})')
 
-# %% ../nbs/51_cli.ipynb #12cb298b
+# %% ../nbs/51_cli.ipynb #af3ec3bc
 @command
 def sadlr_experiment(
     table:str,                 # 'systems' (Table 3), 'iterations', 'structure', 'update' (Table 4), 'beyond', or 'all'
-    results:Path='runs/experiments/results.csv', # a run that this file holds is not done again
-    out:Path='runs/experiments/models', # folder of the trained models
+    results:Path='runs/experiments/shapes.csv', # a run that this file holds is not done again
+    out:Path=None,             # folder of the trained models; none: runs/experiments/NAME-OF-RESULTS
     root:Path='data',          # folder of the scenes
     seeds:str='0,1,2',         # a run of every system with each of them
     size:str='nano',           # of the encoders
@@ -435,6 +437,7 @@ def sadlr_experiment(
     if not all(map(str.isdigit, seeds.split(','))): raise ValueError(f'seeds={seeds!r}: give numbers like 0,1,2')
     check_range(1, epochs=epochs, bs=bs, n_images=n_images)
     recipe = Recipe(size, img_size, n_images, level, epochs, bs, lr, language_lr)
+    out = out or Path('runs/experiments')/Path(results).stem
     for systems in chosen:
         done = run_table(systems, results, out, recipe, [*map(int, seeds.split(','))], root, workers)
         print(summarise_table(done, systems).round(1).to_string())

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['MORE', 'tables', 'system_name', 'Recipe', 'WithoutValidation', 'train_system', 'score_system', 'read_results',
-           'check_recipe', 'missing_runs', 'run_table', 'final_scores', 'summarise_table', 'difference', 'paper_rows',
-           'check_claims', 'show_table']
+           'add_run', 'check_recipe', 'missing_runs', 'run_table', 'final_scores', 'summarise_table', 'difference',
+           'paper_rows', 'check_claims', 'show_table']
 
-# %% ../nbs/46_experiments.ipynb #e9760a89
+# %% ../nbs/46_experiments.ipynb #6100adf4
 import json
 import os
 import platform
@@ -22,8 +22,10 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelValidException
 from fastai.torch_core import default_device, set_seed
+from filelock import FileLock
 from matplotlib.figure import Figure
 
+from .checkpoint import replace_file
 from .data.block import refer_dataloaders, refer_samples
 from .data.refer import Refer
 from .data.shapes import make_shapes
@@ -111,22 +113,39 @@ def score_system(
         if model.config['head'] == 'sadlr': model.head.iterations = trained
     return [dict(iteration=i, trained=trained) | row for i, row in enumerate(scores, 1)]
 
-# %% ../nbs/46_experiments.ipynb #4f209006
+# %% ../nbs/46_experiments.ipynb #31391df3
 def read_results(
     path:Path, # of the CSV file
 ) -> pd.DataFrame: # a row per run and iteration; none where there is no file
     "What has been run so far"
     if not path.exists(): return pd.DataFrame(columns=['system', 'seed', 'iteration', 'trained'])
-    results = pd.read_csv(path)
+    try: results = pd.read_csv(path)
+    except (pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise ValueError(f'{path} is no table: {e}') from e
     if results.isna().any(axis=None): raise ValueError(f'{path}: a row was cut short; remove the rows of that run')
+    if results.duplicated(['system', 'seed', 'iteration']).any():
+        raise ValueError(f'{path} holds a run twice; remove one')
     return results
+
+def add_run(
+    path:Path,       # of the CSV file
+    rows:list[dict], # of one run
+):
+    "Add a run that is not there yet; the file is replaced as a whole, so that a run is in it or is not"
+    with FileLock(path.with_suffix('.lock')):
+        results, run = read_results(path), pd.DataFrame(rows).round(4)
+        if ((results.system == run.system[0]) & (results.seed == run.seed[0])).any(): return
+        new = path.with_suffix('.new')
+        pd.concat([results, run] if len(results) else [run]).to_csv(new, index=False)
+        replace_file(new, path)
 
 def check_recipe(
     path:Path, # of the CSV file
     recipe:Recipe,
 ):
     "Keep the recipe, the versions and the machine beside the results, or refuse where they were made by another recipe"
+    if path.suffix != '.csv': raise ValueError(f'results={path}: a name that ends in .csv')
     record = path.with_suffix('.json')
+    if path.exists() and not record.exists(): raise ValueError(f'{record} is missing: with what was {path} made?')
     if record.exists():
         if (kept := json.loads(record.read_text())['recipe']) != asdict(recipe):
             raise ValueError(f'{path} was made with {kept}: choose another file for {asdict(recipe)}')
@@ -150,7 +169,7 @@ def missing_runs(
             done = read_results(path) # anew, since another process may have done it meanwhile
             if not ((done.system == system_name(options)) & (done.seed == seed)).any(): yield options, seed
 
-# %% ../nbs/46_experiments.ipynb #71bb0d1e
+# %% ../nbs/46_experiments.ipynb #752eeb4e
 def run_table(
     systems:dict[str, dict],   # label -> options, one of `tables`
     path:Path,                 # of the CSV file
@@ -169,8 +188,7 @@ def run_table(
         model, seconds = train_system(options, recipe, refer, seed, workers)
         rows = [dict(system=name, seed=seed) | row | dict(seconds=round(seconds)) for row in score_system(model, refer)]
         model.save_pretrained(out/name/str(seed))
-        lines = pd.DataFrame(rows).round(4).to_csv(index=False, header=not path.exists())
-        with open(path, 'a') as file: file.write(lines) # at once: a run is in the file, or it is not
+        add_run(path, rows)
         print(f"{name}, seed {seed}: {seconds:.0f} s, oIoU {rows[rows[0]['trained'] - 1]['oIoU']:.1f}", flush=True)
     return read_results(path)
 
@@ -214,20 +232,22 @@ def paper_rows(
     return {row['setting']: row for row in read_published()['table4_refcoco_val'].get(table, [])}
 
 
-# %% ../nbs/46_experiments.ipynb #9270f1c1
+# %% ../nbs/46_experiments.ipynb #961b15e7
 def check_claims(
     results:pd.DataFrame,    # of `read_results`
     table:str,               # a name in `tables`
     claims:dict[str, tuple[str, str]], # what is claimed -> label of the better, label of the worse
     score:str='oIoU',
+    channels:int=64,         # C of the systems, as for `tables`
 ) -> pd.DataFrame:           # a row per claim; differences in points
     "Which claims hold on shapes, by how many standard errors, and by how much they held in the paper"
-    summary, paper, rows = summarise_table(results, tables()[table], score), paper_rows(table), {}
+    summary, paper, rows = summarise_table(results, tables(channels)[table], score), paper_rows(table), {}
     for claim, (better, worse) in claims.items():
         for label in (better, worse):
             if label not in summary.index: raise ValueError(f'no runs of {label!r}: sadlr_experiment {table} does them')
         points, error = difference(summary, better, worse)
-        verdict = 'holds' if points >= 3*error else 'reversed' if points <= -3*error else 'undecided'
+        sure = error > 0 and abs(points) >= 3*error # never with one seed, whose error is not a number
+        verdict = 'undecided' if not sure else 'holds' if points > 0 else 'reversed'
         rows[claim] = {'difference': points, 'standard error': error, 'in standard errors': points/error,
                        'on shapes': verdict}
         if paper: rows[claim]['paper, RefCOCO'] = paper[better][score] - paper[worse][score]

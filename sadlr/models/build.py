@@ -140,13 +140,13 @@ def pick(
     if name not in table: raise ValueError(f'unknown {kind} {name!r}: choose one of {", ".join(map(repr, table))}')
     return table[name]
 
-# %% ../../nbs/29_models.build.ipynb #f43379ac
+# %% ../../nbs/29_models.build.ipynb #81066232
 def create_model(
     encoder:str|nn.Module='lavt', # a name in `ENCODERS`, or a module of your own with an attribute `channels`
     head:str='sadlr',             # a name in `HEADS`
     size:str='base',              # 'nano', 'tiny', 'small', 'base' or 'large'
     img_size:int=480,             # side of the square that photos are resized to
-    pretrained:bool=False,        # ImageNet weights for the encoder; weights for words from the place that `tokenizer` names
+    pretrained:bool=False,        # ImageNet weights for the encoder; words' from the place that `tokenizer` names
     language:str='bert',          # 'bert', 'gru', or 'auto': any text encoder of `transformers`
     tokenizer=None,               # a hub name, a folder, or a tokenizer; `None`: ids only, in BERT's vocabulary.
                                   # A name waits until a phrase is read, if `language_options` has a 'vocab_size'
@@ -169,6 +169,8 @@ def create_model(
     words = create_language(language, source=source, **language_options)
     if language == 'auto': language_options = words.options
     elif source: language_options = {k: getattr(words.bert.config, k) for k in BERT_OPTIONS}
+    if name is None and not hasattr(encoder, 'channels'):
+        raise ValueError(f'encoder={type(encoder).__name__}: it needs an attribute channels, the number of those of Y')
     if name:
         encoder_options = {**ENCODER_SIZES[name].get(size, {}), **encoder_options}
         encoder = encoder_class(size, words.dim, img_size, pretrained, **encoder_options)
