@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sadlr import cli
+from sadlr.models.build import ENCODERS, HEADS, LANGUAGE_SIZES
 
 def process(folder, *words):
     "Run a command in a process of its own"
@@ -64,6 +65,11 @@ def test_help_names_every_option(shell, capsys):
     with pytest.raises(SystemExit) as end: shell('sadlr_train', '--help')
     told = capsys.readouterr().out.replace('-', '_')
     assert end.value.code == 0 and all(f'__{name} ' in told for name in ('n_images', 'img_size', 'split_by', 'epochs'))
+
+def test_help_names_every_part_of_a_model(shell, capsys):
+    with pytest.raises(SystemExit): shell('sadlr_train', '--help')
+    told = capsys.readouterr().out
+    assert [name for name in (*ENCODERS, *HEADS, *LANGUAGE_SIZES) if f"'{name}'" not in told] == []
 
 def test_called_from_python_it_reads_no_command_line(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)

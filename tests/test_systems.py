@@ -10,6 +10,7 @@ from sadlr.losses import IterativeDiceLoss
 from sadlr.metrics import score
 from sadlr.models.build import ENCODERS, HEADS, ReferSegmenter, create_model
 from sadlr.models.refine import object_logits
+from sadlr.models.swin import SIZES
 from sadlr.preprocess import image_tensor, tokenize, word_tokenizer
 
 SIZE, AREA = 64, 550 # of an image's side, and of a shape: 23 pixels wide as a square
@@ -133,6 +134,21 @@ def test_gradients(encoder, head, data):
     ahead, behind = (IterativeDiceLoss()(shifted(slopes, by), truth) for by in (1e-9, -1e-9)) # no pixel changes sides
     expected = sum((slopes[name]*shift[name]).sum() for name in slopes)
     torch.testing.assert_close((ahead - behind)/2e-9, expected, rtol=1e-4, atol=1e-5)
+
+@pytest.mark.parametrize('size, encoder', product(SIZES, ENCODERS))
+def test_every_size_gives_features_and_score_maps(size, encoder):
+    "By shapes alone, on the meta device; words are features there, since `transformers` asks a mask for its values"
+    side, channels = (64, 64) if size == 'nano' else (480, 4*SIZES[size]['embed_dim'])
+    with torch.device('meta'):
+        model = create_model(encoder, size=size, img_size=side, language='gru').eval()
+        words, token_mask = torch.zeros(2, 5, model.language.dim), torch.ones(2, 5)
+        features = model.encoder(torch.zeros(2, 3, side, side), words, token_mask)
+        assert features.shape == (2, model.encoder.channels, side//4, side//4)
+        assert encoder == 'timm' or model.encoder.channels == channels
+        for name in HEADS:
+            head = create_model(model.encoder, name, size, side, language='gru').head
+            n = 3 if name == 'sadlr' else 1
+            assert head(features, words, token_mask).shape == (2, n, 2, side//4, side//4)
 
 def complaint(model, *inputs):
     "What a forward pass is refused with; an empty text where it is not"

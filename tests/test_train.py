@@ -178,7 +178,7 @@ def test_cleaned_sentences(train, root, tmp_path):
     out = train(f'--dataset refcoco --root {file.parents[1]} --size nano --epochs 1 --sentence sent {OPTIONS}')
     assert len(json.loads((out/'model'/'tokenizer.json').read_text())['model']['vocab']) == 6 # five are special
     sadlr_evaluate(str(out/'model'), file.parents[1], 'refcoco', sentence='sent')
-    with pytest.raises(ValueError, match="not 'clean'"):
+    with pytest.raises(ValueError, match="sentence='clean': choose one of"):
         sadlr_evaluate(str(out/'model'), file.parents[1], 'refcoco', sentence='clean')
 
 def test_offline_it_says_what_is_missing(root, tmp_path):

@@ -32,7 +32,7 @@ class Sample(NamedTuple):
     phrase:str|list            # one phrase, or several to draw from
     rle:dict|None = None       # the mask as a compressed RLE; not needed for a prediction
 
-# %% ../../nbs/12_data.block.ipynb #4a2f4a35
+# %% ../../nbs/12_data.block.ipynb #f18a31a4
 def _unpack(encoded):
     image, phrase, rle = msgspec.msgpack.decode(encoded)
     return Sample(Path(image), phrase, rle)
@@ -53,7 +53,7 @@ def refer_samples(
     draw:bool=False,    # one sample for each ref, to draw a sentence from, or one for each sentence
 ) -> Samples:           # a sequence of `Sample`
     "The samples of one split; an empty phrase, a broken mask or an image that does not fit is an error now, not later"
-    if sentence not in ('raw', 'sent'): raise ValueError(f"sentence is 'raw' or 'sent', not {sentence!r}")
+    if sentence not in ('raw', 'sent'): raise ValueError(f"sentence={sentence!r}: choose one of ('raw', 'sent')")
     encoded, checked = [], set()
     for ref in refer.refs(split):
         if not ref.sentences: raise ValueError(f'{refer.name}: ref {ref.ref_id} has no sentence')

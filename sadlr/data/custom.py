@@ -64,13 +64,16 @@ def polygon_parts(
     if not coco_mask.area(union_rle(parts, height, width)): raise ValueError('the polygon covers no pixel')
     return parts
 
-# %% ../../nbs/15_data.custom.ipynb #40f49524
-def _place(source, target):
-    "A file under another name, or an image that has to be written"
-    if isinstance(source, Image.Image): return source.save(target, quality=95)
-    try: os.link(Path(source).resolve(), target)
-    except OSError: shutil.copyfile(source, target) # another disk, or one that knows no links
+# %% ../../nbs/15_data.custom.ipynb #21132983
+def _record(ref_id, first, annotation, split, phrases):
+    "A ref as in the pickle; its sentences are numbered from `first`"
+    tokens = [p.lower().split() for p in phrases]
+    sentences = [dict(sent_id=first + i, raw=p, sent=' '.join(t), tokens=t)
+                 for i, (p, t) in enumerate(zip(phrases, tokens))]
+    return dict(ref_id=ref_id, ann_id=annotation['id'], image_id=annotation['image_id'], split=split,
+                category_id=annotation['category_id'], sent_ids=[s['sent_id'] for s in sentences], sentences=sentences)
 
+# %% ../../nbs/15_data.custom.ipynb #7aa130c6
 def check_splits(
     splits:dict[int, str], # by image
 ) -> dict[int, str]:       # without blanks around the names
@@ -81,13 +84,12 @@ def check_splits(
         warnings.warn(f"the splits are {quoted(sorted(found))}; a training reads 'train' and 'val'", stacklevel=3)
     return splits
 
-def _record(ref_id, first, annotation, split, phrases):
-    "A ref as in the pickle; its sentences are numbered from `first`"
-    tokens = [p.lower().split() for p in phrases]
-    sentences = [dict(sent_id=first + i, raw=p, sent=' '.join(t), tokens=t)
-                 for i, (p, t) in enumerate(zip(phrases, tokens))]
-    return dict(ref_id=ref_id, ann_id=annotation['id'], image_id=annotation['image_id'], split=split,
-                category_id=annotation['category_id'], sent_ids=[s['sent_id'] for s in sentences], sentences=sentences)
+# %% ../../nbs/15_data.custom.ipynb #91adce9a
+def _place(source, target):
+    "A file under another name, or an image that has to be written"
+    if isinstance(source, Image.Image): return source.save(target, quality=95)
+    try: os.link(Path(source).resolve(), target)
+    except OSError: shutil.copyfile(source, target) # another disk, or one that knows no links
 
 def write_refer(
     root:str|Path,
@@ -210,7 +212,7 @@ def refer_from_table(
     return write_refer(root, dataset, split_by, images, photos, list(annotations.values()), dict(phrases), splits,
                        [dict(id=1, name='object')])
 
-# %% ../../nbs/15_data.custom.ipynb #a27333f4
+# %% ../../nbs/15_data.custom.ipynb #7dd15a09
 def read_phrases(
     phrases:dict|str|Path, # a phrase or a list of them for each annotation's id, or a JSON file of that
     known:dict,            # the annotations by id
@@ -231,6 +233,7 @@ def read_phrases(
         checked[int(ann_id)] = [t.strip() for t in texts]
     return checked
 
+# %% ../../nbs/15_data.custom.ipynb #9c640c63
 class Object(TypedDict):
     "What a ref needs of an annotation, beside its numbers"
     category_id:ID
@@ -249,6 +252,7 @@ def check_annotation(
     except (ValueError, msgspec.ValidationError) as error:
         raise ValueError(f"annotation {annotation['id']}: {error}") from error
 
+# %% ../../nbs/15_data.custom.ipynb #00516a64
 def refer_from_coco(
     coco:str|Path,             # annotations in COCO's format
     phrases:dict|str|Path,     # a phrase or a list of them for each annotation's id, or a JSON file of that

@@ -213,7 +213,7 @@ def get_data(
                 print(f'{name}: {error}', 'By hand:', *by_hand(name, root), sep='\n')
     if failed: raise OSError(f'{", ".join(failed)}: not complete; see above')
 
-# %% ../../nbs/14_data.download.ipynb #1babe019
+# %% ../../nbs/14_data.download.ipynb #a6459ed3
 def ref_problems(
     refer:Refer,
     ref:Ref,
@@ -229,6 +229,7 @@ def ref_problems(
         if not coco_mask.area(refer.rle(ref)): yield f'{refer.path}, annotation {ref.ann_id}: no pixel is covered'
     except ValueError as error: yield str(error)
 
+# %% ../../nbs/14_data.download.ipynb #508ddd02
 def check_partition(
     root:str|Path,
     dataset:str,
@@ -247,6 +248,7 @@ def check_partition(
         wrong += [f'{refer.name}, ref {ref.ref_id}: {problem}' for problem in ref_problems(refer, ref, seen)]
     return refer, wrong
 
+# %% ../../nbs/14_data.download.ipynb #9570cc05
 def check_image(
     path:Path,
     width:int, # that `instances.json` gives

@@ -39,7 +39,7 @@ class CollectDiffuse(nn.Module):
         gate = (q @ diffuse).sigmoid()             # (B, k, 1, P)
         return F.leaky_relu(self.norm(features + (collected @ gate).reshape(features.shape)), 0.1)
 
-# %% ../../nbs/28_models.cgan.ipynb #b53202e2
+# %% ../../nbs/28_models.cgan.ipynb #683cd090
 class CGANHead(nn.Module):
     "A cascade of attentions over the whole image, then a classifier (Luo et al. 2020; Table 3)"
     iterations = 1
@@ -51,6 +51,7 @@ class CGANHead(nn.Module):
         groups:int=2,        # k, parts of the channels that attend apart
     ):
         super().__init__()
+        if steps < 1: raise ValueError(f'steps={steps}: it takes 1 at least')
         width = channels//2 if width is None else width
         self.sentence = nn.Sequential(nn.Linear(word_dim, channels), nn.ReLU(), nn.Linear(channels, channels))
         self.query = nn.Linear(channels, width)

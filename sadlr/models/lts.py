@@ -5,11 +5,12 @@
 # %% auto #0
 __all__ = ['SentenceVector', 'conv_1x1', 'ProductFusion', 'relevance', 'atrous_rates', 'he_init', 'LTS']
 
-# %% ../../nbs/24_models.lts.ipynb #dcf1a36c
+# %% ../../nbs/24_models.lts.ipynb #f8034ac9
 import math
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.ops import Conv2dNormActivation
@@ -91,7 +92,7 @@ def he_init(
         nn.init.kaiming_normal_(module.weight, nonlinearity='relu')
         if module.bias is not None: nn.init.zeros_(module.bias)
 
-# %% ../../nbs/24_models.lts.ipynb #8dca9f8a
+# %% ../../nbs/24_models.lts.ipynb #822e8adf
 class LTS(nn.Module):
     "Locate then segment: from an image and the features of its words to the features Y"
     def __init__(self,
@@ -117,30 +118,38 @@ class LTS(nn.Module):
         self.aspp = ASPP(fused + 1, atrous_rates(math.ceil(img_size/stride)), self.channels)
         self.aspp.project[-1].p = dropout
 
-    def locate(self,
-        stages:list,       # (B, h_i, w_i, C_i), of the backbone
-        words:Tensor,      # (B, N, D)
-        token_mask:Tensor, # (B, N), 1 = word
-    ) -> tuple:            # (B, C', h_2, w_2) features F_3, (B, 1, h_2, w_2) position prior r
-        "Fuse image and phrase, and say where the object is"
-        sentence = self.sentence(words, token_mask)
-        normed = [norm(v).permute(0, 3, 1, 2) for norm,v in zip(self.norms, stages[-3:])]
-        features = self.fusion(normed, sentence)
-        return features,self.maps[0](relevance(features, self.kernel(sentence)))
+# %% ../../nbs/24_models.lts.ipynb #d6627ffc
+@patch
+def locate(self:LTS,
+    stages:list,       # (B, h_i, w_i, C_i), of the backbone
+    words:Tensor,      # (B, N, D)
+    token_mask:Tensor, # (B, N), 1 = word
+) -> tuple:            # (B, C', h_2, w_2) features F_3, (B, 1, h_2, w_2) position prior r
+    "Fuse image and phrase, and say where the object is"
+    sentence = self.sentence(words, token_mask)
+    normed = [norm(v).permute(0, 3, 1, 2) for norm,v in zip(self.norms, stages[-3:])]
+    features = self.fusion(normed, sentence)
+    return features,self.maps[0](relevance(features, self.kernel(sentence)))
 
-    def check(self, image):
-        "Say what this network cannot take"
-        pooled_norm = self.aspp.convs[-1][2]
-        if pooled_norm.training and isinstance(pooled_norm, nn.BatchNorm2d) and len(image) == 1:
-            raise ValueError('LTS normalises pooled features over the batch: train it with at least two images in a '
-                             'forward pass (bs, accumulate)')
+# %% ../../nbs/24_models.lts.ipynb #c08d89b7
+@patch
+def check(self:LTS,
+    image:Tensor, # (B, 3, H, W)
+):
+    "Say what this network cannot take"
+    pooled_norm = self.aspp.convs[-1][2]
+    if pooled_norm.training and isinstance(pooled_norm, nn.BatchNorm2d) and len(image) == 1:
+        raise ValueError('LTS normalises pooled features over the batch: train it with at least two images in a '
+                         'forward pass (bs, accumulate)')
 
-    def forward(self,
-        image:Tensor,      # (B, 3, H, W)
-        words:Tensor,      # (B, N, D)
-        token_mask:Tensor, # (B, N), 1 = word
-    ) -> Tensor:           # (B, C, h, w) features Y, a quarter of the image's height and width
-        self.check(image)
-        stages = self.backbone(image)
-        y = self.aspp(torch.cat(self.locate(stages, words, token_mask), 1))
-        return F.interpolate(y, stages[0].shape[1:3], mode='bilinear', align_corners=True)
+@patch
+def forward(self:LTS,
+    image:Tensor,      # (B, 3, H, W)
+    words:Tensor,      # (B, N, D)
+    token_mask:Tensor, # (B, N), 1 = word
+) -> Tensor:           # (B, C, h, w) features Y, a quarter of the image's height and width
+    "The features Y of a batch"
+    self.check(image)
+    stages = self.backbone(image)
+    y = self.aspp(torch.cat(self.locate(stages, words, token_mask), 1))
+    return F.interpolate(y, stages[0].shape[1:3], mode='bilinear', align_corners=True)

@@ -28,7 +28,7 @@ class SentenceQuery(nn.Module):
     ) -> Tensor:           # (B, C)
         return self.project(masked_mean(words, token_mask))
 
-# %% ../../nbs/26_models.query.ipynb #d6ca0cfe
+# %% ../../nbs/26_models.query.ipynb #753de6b9
 UPDATES = 'sum', 'replace', 'language'
 
 def update_query(
@@ -37,7 +37,7 @@ def update_query(
     mask:Tensor,     # (B, P) bool, mask of the previous iteration; or weights in [0, 1]
     update:str='sum',# 'sum': equation 2; 'replace': Table 4 (c); 'language': 'sum', and the phrase once more
     sentence:Tensor|None=None, # (B, C) S, for 'language'
-) -> Tensor:         # (B, C) next query; unchanged where the mask is empty
+) -> Tensor:         # (B, C) next query; under 'sum' and 'replace' unchanged where the mask is empty
     "Let the query absorb the mean feature of the object found so far (equations 1 and 2)"
     if update not in UPDATES: raise ValueError(f'update={update!r}: choose one of {UPDATES}')
     found = masked_mean(features, mask)

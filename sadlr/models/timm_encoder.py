@@ -5,17 +5,18 @@
 # %% auto #0
 __all__ = ['BACKBONES', 'create_backbone', 'TimmEncoder']
 
-# %% ../../nbs/24_models.timm_encoder.ipynb #b8e9fb8b
+# %% ../../nbs/24_models.timm_encoder.ipynb #f679fe53
 from difflib import get_close_matches
 
 import timm
 import torch.nn.functional as F
+from fastcore.basics import patch
 from timm.layers import Format
 from torch import Tensor, nn
 
 from .lavt import PWAM, Decoder
 
-# %% ../../nbs/24_models.timm_encoder.ipynb #deaa951e
+# %% ../../nbs/24_models.timm_encoder.ipynb #c9fb8b72
 def create_backbone(
     name:str,              # timm's name of the architecture, or of architecture and weights
     img_size:int=480,      # side of the images; matters to those backbones that are bound to it
@@ -26,7 +27,7 @@ def create_backbone(
     known = timm.list_models() + timm.list_pretrained()
     if name not in known:
         near = ', '.join(get_close_matches(name, known, 5, cutoff=0))
-        raise ValueError(f'timm has no backbone {name!r}; the closest names are {near}')
+        raise ValueError(f'backbone={name!r}: timm has no such model; the closest names are {near}')
     if getattr(timm.get_pretrained_cfg(name), 'fixed_input_size', False): options = {'img_size': img_size, **options}
     try: return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
     except OSError as error:
@@ -38,7 +39,7 @@ def create_backbone(
 BACKBONES = dict(nano='convnext_atto.d2_in1k', tiny='convnext_tiny.fb_in22k', small='convnext_small.fb_in22k',
                  base='convnext_base.fb_in22k', large='convnext_large.fb_in22k')
 
-# %% ../../nbs/24_models.timm_encoder.ipynb #c0aaa5c3
+# %% ../../nbs/24_models.timm_encoder.ipynb #0d8b5bfe
 class TimmEncoder(nn.Module):
     "Any backbone of timm with the words fused into its maps: from image and words to the features Y"
     def __init__(self,
@@ -53,7 +54,7 @@ class TimmEncoder(nn.Module):
     ):
         super().__init__()
         if backbone is None and size not in BACKBONES:
-            raise ValueError(f"there is no size {size!r}; there are {', '.join(BACKBONES)}; or name a backbone=")
+            raise ValueError(f'size={size!r}: choose one of {tuple(BACKBONES)}, or name a backbone=')
         self.backbone = create_backbone(backbone or BACKBONES[size], img_size, pretrained, **timm_options)
         info = self.backbone.feature_info
         self.used = [i for i,stride in enumerate(info.reduction()) if stride >= 4] # finer than Y is of no use
@@ -65,25 +66,30 @@ class TimmEncoder(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
         self.decoder = Decoder(dims, self.channels)
 
-    def stages(self,
-        image:Tensor,      # (B, 3, H, W)
-        words:Tensor,      # (B, N, D)
-        token_mask:Tensor, # (B, N), 1 = word
-    ) -> list:             # (B, C_i, h_i, w_i), finest first
-        "The normalised fused features of every map that is used"
-        maps,outputs = self.backbone(image),[]
-        channels_last = getattr(self.backbone, 'output_fmt', None) == Format.NHWC
-        for i,fusion,norm in zip(self.used, self.fusions, self.norms):
-            x = maps[i] if channels_last else maps[i].permute(0, 2, 3, 1)
-            fused = norm(fusion(x.flatten(1, 2), words, token_mask))
-            outputs.append(fused.view(x.shape).permute(0, 3, 1, 2))
-        return outputs
+# %% ../../nbs/24_models.timm_encoder.ipynb #8921f5c5
+@patch
+def stages(self:TimmEncoder,
+    image:Tensor,      # (B, 3, H, W)
+    words:Tensor,      # (B, N, D)
+    token_mask:Tensor, # (B, N), 1 = word
+) -> list:             # (B, C_i, h_i, w_i), finest first
+    "The normalised fused features of every map that is used"
+    maps,outputs = self.backbone(image),[]
+    channels_last = getattr(self.backbone, 'output_fmt', None) == Format.NHWC
+    for i,fusion,norm in zip(self.used, self.fusions, self.norms):
+        x = maps[i] if channels_last else maps[i].permute(0, 2, 3, 1)
+        fused = norm(fusion(x.flatten(1, 2), words, token_mask))
+        outputs.append(fused.view(x.shape).permute(0, 3, 1, 2))
+    return outputs
 
-    def forward(self,
-        image:Tensor,      # (B, 3, H, W)
-        words:Tensor,      # (B, N, D)
-        token_mask:Tensor, # (B, N), 1 = word
-    ) -> Tensor:           # (B, C, h, w) features Y, a quarter of the image's height and width
-        y = self.decoder(self.stages(image, words, token_mask))
-        quarter = [side//4 for side in image.shape[-2:]]
-        return F.interpolate(y, quarter, mode='bilinear', align_corners=True) if self.stride > 4 else y
+# %% ../../nbs/24_models.timm_encoder.ipynb #a60d58bf
+@patch
+def forward(self:TimmEncoder,
+    image:Tensor,      # (B, 3, H, W)
+    words:Tensor,      # (B, N, D)
+    token_mask:Tensor, # (B, N), 1 = word
+) -> Tensor:           # (B, C, h, w) features Y, a quarter of the image's height and width
+    "The features Y of a batch"
+    y = self.decoder(self.stages(image, words, token_mask))
+    quarter = [side//4 for side in image.shape[-2:]]
+    return F.interpolate(y, quarter, mode='bilinear', align_corners=True) if self.stride > 4 else y

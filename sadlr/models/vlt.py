@@ -6,12 +6,13 @@
 __all__ = ['conv1', 'conv3', 'VLTFusion', 'add_positions', 'add_coordinates', 'QueryGeneration', 'QueryTransformer',
            'QueryBalance', 'MapDecoder', 'init_queries', 'VLT']
 
-# %% ../../nbs/23_models.vlt.ipynb #3280e0e7
+# %% ../../nbs/23_models.vlt.ipynb #e00c0836
 import math
 from functools import partial
 
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
@@ -179,7 +180,7 @@ def init_queries(
     nn.init.kaiming_normal_(generation.maps[-1].weight, nonlinearity='linear')
     nn.init.kaiming_normal_(generation.words[0].weight, nonlinearity='relu')
 
-# %% ../../nbs/23_models.vlt.ipynb #f227c7a4
+# %% ../../nbs/23_models.vlt.ipynb #ca481f53
 class VLT(nn.Module):
     "Vision-Language Transformer: from an image and the features of its words to the features Y"
     def __init__(self,
@@ -209,25 +210,32 @@ class VLT(nn.Module):
         self.decoder = MapDecoder(dim, self.channels, num_queries, side, len(dims)-2)
         init_queries(self.generation, self.transformer, self.decoder)
 
-    def check(self, image):
-        "Say what this network cannot take"
-        (h,w),side,norm = image.shape[2:],self.img_size,self.fusion.sentence[1]
-        if (h,w) != (side,side):
-            raise ValueError(f'VLT(img_size={side}) takes {side} x {side} images, not {h} x {w}: '
-                             'two of its layers turn positions into channels')
-        if len(image) == 1 and norm.training and isinstance(norm, nn.BatchNorm1d):
-            raise ValueError('VLT normalises sentences over the batch: train it with at least two images in a forward '
-                             'pass (bs, accumulate)')
+# %% ../../nbs/23_models.vlt.ipynb #eeef18a2
+@patch
+def check(self:VLT,
+    image:Tensor, # (B, 3, H, W)
+):
+    "Say what this network cannot take"
+    (h,w),side,norm = image.shape[2:],self.img_size,self.fusion.sentence[1]
+    if (h,w) != (side,side):
+        raise ValueError(f'VLT(img_size={side}) takes {side} x {side} images, not {h} x {w}: '
+                         'two of its layers turn positions into channels')
+    if len(image) == 1 and norm.training and isinstance(norm, nn.BatchNorm1d):
+        raise ValueError('VLT normalises sentences over the batch: train it with at least two images in a forward '
+                         'pass (bs, accumulate)')
 
-    def forward(self,
-        image:Tensor,      # (B, 3, H, W), H = W = img_size
-        words:Tensor,      # (B, N, D)
-        token_mask:Tensor, # (B, N), 1 = word
-    ) -> Tensor:           # (B, C, h, w) features Y, a quarter of the image's height and width
-        self.check(image)
-        maps = self.backbone(image)
-        stages = [norm(v).permute(0, 3, 1, 2) for norm,v in zip(self.norms, maps[-3:])]
-        fq,ft = self.fusion(stages, masked_mean(words, token_mask))
-        queries = self.generation(fq, words, token_mask)
-        answers = self.transformer(ft, queries)
-        return self.decoder(self.balance(answers, queries), [v.shape[1:3] for v in maps[-3::-1]])
+# %% ../../nbs/23_models.vlt.ipynb #73ef835a
+@patch
+def forward(self:VLT,
+    image:Tensor,      # (B, 3, H, W), H = W = img_size
+    words:Tensor,      # (B, N, D)
+    token_mask:Tensor, # (B, N), 1 = word
+) -> Tensor:           # (B, C, h, w) features Y, a quarter of the image's height and width
+    "The features Y of a batch"
+    self.check(image)
+    maps = self.backbone(image)
+    stages = [norm(v).permute(0, 3, 1, 2) for norm,v in zip(self.norms, maps[-3:])]
+    fq,ft = self.fusion(stages, masked_mean(words, token_mask))
+    queries = self.generation(fq, words, token_mask)
+    answers = self.transformer(ft, queries)
+    return self.decoder(self.balance(answers, queries), [v.shape[1:3] for v in maps[-3::-1]])
