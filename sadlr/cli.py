@@ -56,13 +56,15 @@ from .preprocess import open_image, word_tokenizer
 from .profile import cost_table, published_costs, shared_models
 from .visualize import overlay, show_strips
 
-# %% ../nbs/51_cli.ipynb #611b379b
+# %% ../nbs/51_cli.ipynb #336d47c1
 def json_arg(
     text:str, # '{"depths": [2, 4, 2]}'
 ) -> dict:
     "Options by name, from a command line"
-    options = json.loads(text)
-    if not isinstance(options, dict): raise ArgumentTypeError(f'{text}: not an object of JSON, e.g. {{"depths": [2, 4, 2]}}')
+    try: options = json.loads(text)
+    except ValueError: options = None
+    if not isinstance(options, dict):
+        raise ArgumentTypeError(f'{text!r} is no object of JSON such as {{"depths": [2, 4, 2]}}')
     return options
 
 def read_options(
@@ -125,7 +127,7 @@ def iteration_figure(
         rows.append((np.asarray(image), model.segment(image, phrase).iterations, phrase, refer.mask(ref)))
     return show_strips(rows)
 
-# %% ../nbs/51_cli.ipynb #e2780eac
+# %% ../nbs/51_cli.ipynb #45e0a8b4
 RECIPES = {
     'shapes': dict(size='nano', img_size=64, tokenizer='words', pretrained=False, epochs=14, bs=32, lr=3e-3,
                    language_lr=.05, workers=0),
@@ -142,9 +144,10 @@ def train_settings(
     datasets = options['dataset'].split(',')
     recipe = RECIPES['shapes' if datasets == ['shapes'] else 'paper'] | dict(
         out=Path('runs')/'_'.join(datasets), split_by=','.join(map(usual_partition, datasets)))
+    if options['start']: del recipe['img_size'] # it is the model's own, unless given
     return SimpleNamespace(**{name: recipe.get(name) if value is None else value for name, value in options.items()})
 
-# %% ../nbs/51_cli.ipynb #9ad29cb9
+# %% ../nbs/51_cli.ipynb #73af9f25
 def check_range(
     low:float,           # that they must reach
     high:float=math.inf, # that they must stay below
@@ -165,10 +168,13 @@ def check_settings(
     for name, allowed in choices.items():
         if (value := getattr(s, name)) not in allowed: raise ValueError(f'{name}={value!r}: choose one of {allowed}')
     check_range(1, epochs=s.epochs, bs=s.bs, accumulate=s.accumulate, iterations=s.iterations, save_every=s.save_every)
-    check_range(0, workers=s.workers, lr=s.lr, language_lr=s.language_lr, wd=s.wd, auxiliary=s.auxiliary)
+    check_range(0, data_seed=s.data_seed, workers=s.workers)
+    check_range(0, lr=s.lr, language_lr=s.language_lr, wd=s.wd, auxiliary=s.auxiliary)
     check_range(0, 1, bert_dropout=s.bert_dropout)
-    if s.start and (s.encoder_options or s.head_options):
-        raise ValueError(f'encoder_options and head_options are for a new model; {s.start} has its own')
+    of_new = dict(encoder_options=s.start, head_options=s.start and not s.start.endswith('.pth')) # LAVT's has no head
+    for name in (name for name, has_own in of_new.items() if has_own and getattr(s, name)):
+        raise ValueError(f'{name}={getattr(s, name)}: they are for a new model, {s.start} has its own')
+    if 'iterations' in s.head_options: raise ValueError(f'head_options={s.head_options}: use --iterations')
     if not s.lr: raise ValueError(f'lr={s.lr}: it takes more than 0')
     if s.bs % (s.accumulate*(n := launched().num_processes)):
         by = f' by each of {n} processes' if n > 1 else ''
@@ -181,7 +187,7 @@ def check_settings(
     if s.language != 'bert' and (s.bert_layers, s.bert_dropout) != (None, None):
         raise ValueError(f'bert_layers and bert_dropout are for BERT, and the language encoder is {s.language!r}')
 
-# %% ../nbs/51_cli.ipynb #11a6cef2
+# %% ../nbs/51_cli.ipynb #114d4afb
 LOSSES = dict(dice=IterativeDiceLoss, cross_entropy=IterativeCrossEntropy)
 
 def open_data(
@@ -209,6 +215,7 @@ def start_model(
     else: model = ReferSegmenter.from_pretrained(s.start)
     if (head := model.config['head']) != s.head: raise ValueError(f'{s.start} has the head {head!r}, not {s.head!r}')
     if s.head == 'sadlr': model.head.iterations = s.iterations
+    if s.img_size: model.config['img_size'] = s.img_size
     vars(s).update({name: model.config[name] for name in ('encoder', 'head', 'size', 'img_size', 'language')})
     if s.bert_dropout is not None: model.language.set_dropout(s.bert_dropout)
     if s.bert_layers is not None: model.language.train_layers(s.bert_layers)
@@ -254,8 +261,8 @@ def check_resumed(
     begun:dict,        # options that the run was begun with
 ):
     "Raise a ValueError where the rest of a run would be another training"
-    changed = [f'{name}={begun[name]}' for name, value in vars(s).items()
-               if name not in FREE_OPTIONS and name in begun and begun[name] != value]
+    now = json.loads(json.dumps({name: value for name, value in vars(s).items() if name not in FREE_OPTIONS}))
+    changed = [f'{name}={begun[name]}' for name, value in now.items() if begun.get(name, value) != value]
     if changed: raise ValueError(f'{s.out} was begun with {", ".join(changed)}: resume it with the same options')
 
 def write_settings(
@@ -272,7 +279,7 @@ def write_settings(
     replace_file(new, new.with_suffix(''))
     print(refer, textwrap.fill(', '.join(f'{name} {value}' for name, value in options.items()), 100), sep='\n')
 
-# %% ../nbs/51_cli.ipynb #491f4d00
+# %% ../nbs/51_cli.ipynb #f522efeb
 @command
 def sadlr_train(
     root:Path='data',          # folder of the data sets
@@ -301,7 +308,8 @@ def sadlr_train(
     auxiliary:float=0.,        # weight of the loss on the maps of LTS and CGAN
     bert_layers:int=None,      # layers of BERT that are trained, LAVT's are 10; none: BERT as a whole
     bert_dropout:float=None,   # LAVT's is 0; none: BERT's own, 0.1
-    start:str=None,            # saved model's folder or LAVT's checkpoint (.pth), with its encoder, size and img_size
+    start:str=None,            # saved model's folder or LAVT's checkpoint (.pth); encoder, size and language are its
+                               # own, and the image size is, unless IMG_SIZE is given
     precision:str='fp32',      # 'fp32', 'bf16' or 'fp16'
     accumulate:int=1,          # parts that a batch is computed in
     checkpoint:bool=False,     # compute activations again instead of keeping them

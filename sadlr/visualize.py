@@ -7,7 +7,7 @@ __all__ = ['PREDICTED', 'TRUE', 'GAINED', 'LOST', 'KEPT', 'overlay', 'show_overl
            'show_iterations', 'overlay_changes', 'show_changes', 'show_schematic', 'show_dynamic_conv', 'show_maps',
            'show_attention', 'show_responses', 'main_plane', 'cosine', 'show_query_path', 'show_word_change']
 
-# %% ../nbs/05_visualize.ipynb #201121a7
+# %% ../nbs/05_visualize.ipynb #8164f29f
 import textwrap
 import numpy as np, matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -16,6 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 from PIL import Image, ImageFilter
+from scipy.special import expit
 
 # %% ../nbs/05_visualize.ipynb #0838d007
 PREDICTED, TRUE = 'tab:orange', 'tab:blue'
@@ -42,11 +43,15 @@ def overlay(
     drawn[mask & _grow(~mask, width)], drawn[~mask & _grow(mask, width)] = 1, 0
     return (drawn.clip(0, 1)*255).round().astype(np.uint8)
 
-# %% ../nbs/05_visualize.ipynb #b4c03f3b
+# %% ../nbs/05_visualize.ipynb #5a873704
 def _enlarge(array, pixels=400):
     "Repeat the rows and columns of a small image or mask"
     times = max(1, pixels//max(array.shape[:2]))
     return array.repeat(times, 0).repeat(times, 1)
+
+def _plain(text):
+    "What somebody typed, in which a dollar sign begins no formula"
+    return text.replace('$', r'\$')
 
 def _wrap(text, inches):
     "`text` in lines that fit into so many inches"
@@ -91,12 +96,12 @@ def show_masks(
         _draw(ax, mask, title, cmap='gray', vmin=0, vmax=1)
     return fig
 
-# %% ../nbs/05_visualize.ipynb #c18b7af2
+# %% ../nbs/05_visualize.ipynb #9ddef740
 def _iou(mask, truth): return (mask & truth).sum() / max((mask | truth).sum(), 1)
 
 def _strip(axes, image, masks, phrase=None, truth=None):
     "The image, the mask of each iteration and the truth, from left to right"
-    show_overlay(image, None, phrase or 'image', axes[0])
+    show_overlay(image, None, _plain(phrase or 'image'), axes[0])
     for i, mask in enumerate(masks):
         score = '' if truth is None else f'\nIoU {_iou(mask, truth):.0%}'
         show_overlay(image, mask, f'iteration {i+1}{score}', axes[i+1])
@@ -150,14 +155,13 @@ def overlay_changes(
         drawn[~truth & _grow(truth, width)], drawn[truth & _grow(~truth, width)] = 1, 0
     return (drawn*255).round().astype(np.uint8)
 
-# %% ../nbs/05_visualize.ipynb #9c687c33
-def _probability(logits): return np.exp(-np.logaddexp(0, -np.asarray(logits, float))) # sigmoid that never overflows
-
+# %% ../nbs/05_visualize.ipynb #9353ea7e
 _IN_DOUBT = dict(cmap='PuOr_r', vmin=0, vmax=1) # white at a half
 
 def _changes(axes, image, masks, phrase=None, truth=None):
     "The image, and what each iteration changed; the first one has nothing to be compared with"
-    show_overlay(image, None, phrase or 'image', axes[0])
+    show_overlay(image, None, _plain(phrase or 'image'), axes[0])
+    masks = [np.asarray(mask, bool) for mask in masks]
     images = [_enlarge(np.asarray(array)) for array in (image, *masks)]
     outline = None if truth is None else _enlarge(np.asarray(truth))
     for i, ax in enumerate(axes[1:len(masks) + 1]):
@@ -166,7 +170,7 @@ def _changes(axes, image, masks, phrase=None, truth=None):
         if i: title += f'\n+{(mask & ~before).sum()} −{(before & ~mask).sum()} pixels'
         _draw(ax, overlay_changes(images[0], images[max(i, 1)], images[i+1], outline), title)
 
-# %% ../nbs/05_visualize.ipynb #4e7ff653
+# %% ../nbs/05_visualize.ipynb #01d88f4d
 def show_changes(
     rows:list[tuple], # each: image (H, W, 3), masks (n, H, W); if known phrase, truth (H, W), log-odds (n, h, w)
 ) -> Figure:
@@ -185,7 +189,7 @@ def show_changes(
     for *row, logits in rows:
         _changes(next(lines), *row)
         if logits is not None:
-            for ax, one in zip(next(lines)[1:], logits): _draw(ax, _probability(one), **_IN_DOUBT)
+            for ax, one in zip(next(lines)[1:], logits): _draw(ax, expit(one), **_IN_DOUBT)
     key = [Patch(color=KEPT, label='kept'), Patch(color=GAINED, label='gained'), Patch(color=LOST, label='lost'),
            Patch(fc='white', ec='black', label='truth')]
     if all(row[3] is None for row in rows): key.pop()
@@ -239,7 +243,7 @@ def _pile(ax, maps, x, y, side, label):
         _thumbnail(ax, maps[c], x + shift, y + shift, *_fit(maps[c].shape, side), label if shift < 0 else '',
                    cmap='cividis', front=-shift)
 
-# %% ../nbs/05_visualize.ipynb #d3ea7a4d
+# %% ../nbs/05_visualize.ipynb #dd5dcc75
 def _draw_encoders(ax, image, phrase, tokens, words, features):
     "From image and phrase to words, features and sentence vector"
     _thumbnail(ax, image, 0.6, 4.25, *_fit(image.shape, 0.85), f'image\n{_shape(image)}')
@@ -247,11 +251,11 @@ def _draw_encoders(ax, image, phrase, tokens, words, features):
     _pile(ax, features, 2.8, 4.25, 0.75, f'$Y$  {_shape(features)}')
     _box(ax, 1.7, 1.4, 0.85, 0.4, 'language\nencoder')
     _box(ax, 2.8, 1.4, 0.85, 0.4, 'mean over\nwords, linear')
-    ax.text(1.7, 0.86, '“' + textwrap.fill(phrase, 24) + '”', ha='center', va='top', fontsize=8)
+    ax.text(1.7, 0.86, '“' + textwrap.fill(_plain(phrase), 24) + '”', ha='center', va='top', fontsize=8)
     height = min(0.14*len(tokens), 1.4)
     _signed(ax, words, 1.7, 2.7, 0.85, height, f'words $L$  {_shape(words)}')
     for i, token in enumerate(tokens if len(tokens) < 14 else []):
-        ax.text(1.23, 2.7 + height*(0.5 - (i + 0.5)/len(tokens)), token, ha='right', va='center', fontsize=7)
+        ax.text(1.23, 2.7 + height*(0.5 - (i + 0.5)/len(tokens)), _plain(token), ha='right', va='center', fontsize=7)
     for points in [[(1.03, 4.25), (1.27, 4.25)], [(2.13, 4.25), (2.35, 4.25)], [(1.7, 0.9), (1.7, 1.2)],
                    [(1.7, 1.6), (1.7, 2.48 - height/2)], [(1.7, 2.7 + height/2), (1.7, 4)],
                    [(2.13, 2.7), (2.8, 2.7), (2.8, 1.6)]]: _arrow(ax, *points)
@@ -261,7 +265,7 @@ def _draw_iteration(ax, x, i, query, scores, mask, limit):
     width, height = _fit(mask.shape, 0.8)
     _box(ax, x + 1.1, 3.35, 1.7, 0.45, 'dynamic convolution,\n1 × 1 classifier')
     _signed(ax, query[None], x + 0.65, 0.6, 0.85, 0.2, f'$Q_{i}$  {_shape(query)}', limit=limit)
-    probability, label = _probability(scores[1] - scores[0]), f'$R_{i}$  {_shape(scores)}'
+    probability, label = expit(scores[1] - scores[0]), f'$R_{i}$  {_shape(scores)}'
     _thumbnail(ax, probability, x + 0.65, 2.4, width, height, label, **_IN_DOUBT)
     _thumbnail(ax, mask, x + 1.7, 2.4, width, height, f'$M_{i}$  {_shape(mask)}', cmap='gray', vmin=0, vmax=1)
     for points in [[(x + 1.1, 4.25), (x + 1.1, 3.58)], [(x + 0.09, 0.6), (x + 0.09, 3.35), (x + 0.25, 3.35)],
@@ -320,7 +324,7 @@ def _draw_layer(ax, x, l, kernel, response, name):
                    [(x + 0.35, 1.4 + height/2), (x + 0.35, 2.08)], [(x + 0.35, 0.87), (x + 0.35, 1.4 - height/2)],
                    [(x + 0.35, 0.35), (x + 0.35, 0.63)]]: _arrow(ax, *points)
 
-# %% ../nbs/05_visualize.ipynb #f28671ab
+# %% ../nbs/05_visualize.ipynb #708aa74f
 def show_dynamic_conv(
     features:np.ndarray, # (C, h, w) Y
     query:np.ndarray,    # (C,) Q_i
@@ -338,7 +342,7 @@ def show_dynamic_conv(
         _draw_layer(ax, 1.2 + 2.35*l, l, kernel, response, '$Z_i$' if l == len(kernels) - 1 else '')
     _box(ax, end + 0.55, 2.2, 0.65, 0.4, '1 × 1\nclassifier')
     width, height = _fit(mask.shape, 0.75)
-    probability, label = _probability(scores[1] - scores[0]), f'$R_i$  {_shape(scores)}'
+    probability, label = expit(scores[1] - scores[0]), f'$R_i$  {_shape(scores)}'
     _thumbnail(ax, probability, end + 1.5, 2.2, width, height, label, **_IN_DOUBT)
     _thumbnail(ax, mask, end + 2.7, 2.2, width, height, f'$M_i$  {_shape(mask)}', cmap='gray', vmin=0, vmax=1)
     for points in [[(1.1, 0.35), (end - 2, 0.35), (end - 2, 0.63)], [(end, 2.2), (end + 0.22, 2.2)],
@@ -346,7 +350,7 @@ def show_dynamic_conv(
                    [(end + 1.5 + width/2, 2.2), (end + 2.7 - width/2, 2.2)]]: _arrow(ax, *points)
     return fig
 
-# %% ../nbs/05_visualize.ipynb #0f0930bb
+# %% ../nbs/05_visualize.ipynb #481d48d9
 def _colours(maps, signed):
     "Colour map and limits that these maps have in common"
     top = max([1e-9, *(float(np.abs(m).max()) for m in maps)])
@@ -367,6 +371,7 @@ def show_maps(
     first, every = int(pictures is not None), [m for row in maps for m in row]
     size = (0.85*(len(columns) + first) + 1.2, 0.95*len(rows) + 0.3)
     fig, axes = plt.subplots(len(rows), len(columns) + first, figsize=size, dpi=90, squeeze=False, layout='constrained')
+    plt.close(fig)
     for i, (row, row_axes) in enumerate(zip(maps, axes)):
         if first: _draw(row_axes[0], pictures[i])
         for ax, m in zip(row_axes[first:], row): _draw(ax, m, **_colours(every if one_scale else row, signed))
@@ -375,7 +380,6 @@ def show_maps(
     for ax, title in zip(axes[0, first:], columns): ax.set_title(_wrap(title, 0.85), fontsize=8)
     if one_scale: _bar(axes[0, -1].images[0], axes, label)
     else: fig.supxlabel(label, fontsize=8)
-    plt.close(fig)
     return fig
 
 def _bar(drawn, axes, label):
@@ -384,7 +388,7 @@ def _bar(drawn, axes, label):
     bar.set_label(label, fontsize=8)
     bar.ax.tick_params(labelsize=7)
 
-# %% ../nbs/05_visualize.ipynb #626a6bd1
+# %% ../nbs/05_visualize.ipynb #0552adff
 def show_attention(
     image:np.ndarray, # (H, W, 3)
     tokens:list[str], # N words
@@ -394,9 +398,9 @@ def show_attention(
     if not len(attention): raise ValueError('no attention to draw: this encoder has no pixel-word attention')
     maps = [np.moveaxis(np.asarray(a), -1, 0) for a in attention]
     rows = [f'stage {i}\n{m.shape[1]} x {m.shape[2]}' for i, m in enumerate(maps, 1)]
-    return show_maps(maps, rows, tokens, [image]*len(maps), "share of a pixel's attention")
+    return show_maps(maps, rows, list(map(_plain, tokens)), [image]*len(maps), "share of a pixel's attention")
 
-# %% ../nbs/05_visualize.ipynb #96d6c7c2
+# %% ../nbs/05_visualize.ipynb #e0b7427c
 def show_responses(
     pictures:list,     # (H, W, 3) of each phrase, for example with its mask
     phrases:list[str], # one or more
@@ -408,7 +412,7 @@ def show_responses(
     responses = np.asarray(responses)
     spread = responses.std(0) if len(responses) > 1 else np.abs(responses[0] - responses[0].mean((1, 2), keepdims=True))
     if kernels is None: kernels = sorted(np.argsort(-spread.mean((1, 2)), kind='stable')[:most].tolist())
-    return show_maps(responses[:, kernels], phrases, [f'kernel {k}' for k in kernels], pictures,
+    return show_maps(responses[:, kernels], list(map(_plain, phrases)), [f'kernel {k}' for k in kernels], pictures,
                      'response', bool((responses < 0).any()), one_scale=True)
 
 # %% ../nbs/05_visualize.ipynb #917e29fa
@@ -428,7 +432,7 @@ def cosine(
     a, b = (v/np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12) for v in (np.asarray(a), np.asarray(b)))
     return a @ b.T
 
-# %% ../nbs/05_visualize.ipynb #a734eaaa
+# %% ../nbs/05_visualize.ipynb #6a0917d1
 def _path(ax, flat, objects, named):
     "Queries (n, 2) head to tail, with the objects' directions behind them"
     steps = np.vstack([[0, 0], flat])
@@ -456,12 +460,13 @@ def show_query_path(
     middle, half = (corners.max(0) + corners.min(0))/2, 0.7*np.ptp(corners, axis=0).max()
     fig, axes = plt.subplots(2, len(phrases), figsize=(2.3*len(phrases) + 0.4, 4.2), dpi=90, squeeze=False,
                              sharex='row', sharey='row', height_ratios=(3, 2), layout='constrained')
+    plt.close(fig)
     for ax, below, q, o, k, phrase in zip(*axes, queries, objects, named, phrases):
         ax.axhline(0, color='0.9', lw=0.5)
         ax.axvline(0, color='0.9', lw=0.5)
         _path(ax, q@plane, o@plane, k)
         ax.set(xlim=middle[0] + [-half, half], ylim=middle[1] + [-half, half], aspect='equal')
-        ax.set_title(_wrap(phrase, 2.2), fontsize=9)
+        ax.set_title(_wrap(_plain(phrase), 2.2), fontsize=9)
         lines = below.plot(range(1, len(q)+1), cosine(q, o), color='0.7', marker='.', lw=1)
         lines[k].set(color=TRUE, lw=2, zorder=3)
         below.set_xticks(range(1, len(q)+1), [f'$Q_{i+1}$' for i in range(len(q))])
@@ -473,10 +478,9 @@ def show_query_path(
            (dict(color=TRUE, marker='P'), 'object named'), (dict(color='0.6', marker='x'), 'other objects')]
     fig.legend([Line2D([], [], **style) for style, _ in key], [name for _, name in key], loc='outside lower center',
                ncols=2 if len(phrases) < 3 else 4, fontsize=8, frameon=False)
-    plt.close(fig)
     return fig
 
-# %% ../nbs/05_visualize.ipynb #214a4a65
+# %% ../nbs/05_visualize.ipynb #a29af473
 def show_word_change(
     changes:dict,      # what: relative change, in the order of the forward pass
     pictures:list,     # (H, W, 3), of the phrase and of the changed phrase, for example with their masks
@@ -486,6 +490,7 @@ def show_word_change(
     "How far one changed word reaches: relative change of all that is computed, and both score maps"
     n = len(scores[0])
     fig = plt.figure(figsize=(3.1 + 1.05*(n + 1), max(3.2, 0.17*len(changes) + 0.5)), dpi=90, layout='constrained')
+    plt.close(fig)
     left, right = fig.subfigures(1, 2, width_ratios=(3, 1.05*(n + 1)))
     ax = left.subplots()
     bars = ax.barh(list(changes), list(changes.values()), color=TRUE)
@@ -499,10 +504,9 @@ def show_word_change(
     axes, colours = right.subplots(2, n + 1), _colours([*scores[0], *scores[1]], signed=True)
     for row, picture, phrase, maps in zip(axes, pictures, phrases, scores):
         _draw(row[0], picture)
-        row[0].set_title(_wrap(phrase, 1.05), fontsize=8)
+        row[0].set_title(_wrap(_plain(phrase), 1.05), fontsize=8)
         for i, (a, m) in enumerate(zip(row[1:], maps), 1):
             _draw(a, m, **colours)
             a.set_title(f'scores {i}', fontsize=8)
     _bar(axes[0, -1].images[0], axes, 'object rather than background')
-    plt.close(fig)
     return fig

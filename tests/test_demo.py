@@ -229,7 +229,7 @@ class Page:
 
 @pytest.fixture(scope='module')
 def page():
-    manager, client = start_new_kernel(kernel_name='python3')
+    manager, client = start_new_kernel(startup_timeout=300, kernel_name='python3')
     try: yield Page(client)
     finally:
         client.stop_channels()
