@@ -3,13 +3,19 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.sdist import sdist
 
 here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
 
+class SourceArchive(sdist):
+    "With settings.ini, which this file reads wherever it is built"
+    def make_release_tree(self, folder, files): super().make_release_tree(folder, [*files, 'settings.ini'])
+
 setup(
+    cmdclass={'sdist': SourceArchive},
     name=cfg['lib_name'],
     version=cfg['version'],
     description=cfg['description'],
