@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['RECIPES', 'LOSSES', 'FREE_OPTIONS', 'json_arg', 'read_options', 'command', 'score_table', 'sadlr_shapes',
-           'iteration_figure', 'usual_partition', 'train_settings', 'check_range', 'check_settings', 'open_data',
-           'start_model', 'check_vocabulary', 'training_loaders', 'check_folder', 'check_resumed', 'write_settings',
-           'sadlr_train', 'published_table', 'load_model', 'sadlr_evaluate', 'sadlr_predict', 'sadlr_data',
-           'sadlr_experiment', 'sadlr_profile']
+           'iteration_figure', 'usual_partition', 'train_settings', 'check_range', 'check_bert', 'check_settings',
+           'open_data', 'start_model', 'check_vocabulary', 'training_loaders', 'check_folder', 'check_resumed',
+           'write_settings', 'sadlr_train', 'published_table', 'load_model', 'sadlr_evaluate', 'sadlr_predict',
+           'sadlr_data', 'sadlr_experiment', 'sadlr_profile']
 
 # %% ../nbs/51_cli.ipynb #29bf3037
 import json
@@ -26,7 +26,7 @@ from types import SimpleNamespace
 # %% ../nbs/51_cli.ipynb #1dab5887
 warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated')
 
-# %% ../nbs/51_cli.ipynb #7d7e7a41
+# %% ../nbs/51_cli.ipynb #139031b9
 import numpy as np
 import torch
 from fastai.callback.progress import CSVLogger
@@ -48,7 +48,8 @@ from .experiments import Recipe, run_table, summarise_table, tables
 from .learner import PRECISIONS, refer_learner
 from .losses import IterativeCrossEntropy, IterativeDiceLoss
 from .metrics import named_protocol
-from .models.build import ENCODERS, HEADS, LANGUAGE_SIZES, ReferSegmenter, create_model, pick
+from .models.build import (ENCODERS, HEADS, LANGUAGE_SIZES, ReferSegmenter, create_model, load_strictly,
+                                pick)
 from .models.lavt_ris import load_lavt_ris
 from .models.swin import SIZES, WEIGHTS
 from .predictions import read_predictions, save_predictions, score_predictions
@@ -147,7 +148,7 @@ def train_settings(
     if options['start']: del recipe['img_size'] # it is the model's own, unless given
     return SimpleNamespace(**{name: recipe.get(name) if value is None else value for name, value in options.items()})
 
-# %% ../nbs/51_cli.ipynb #73af9f25
+# %% ../nbs/51_cli.ipynb #148fb420
 def check_range(
     low:float,           # that they must reach
     high:float=math.inf, # that they must stay below
@@ -159,6 +160,13 @@ def check_range(
         limit = f', and less than {high}' if high < math.inf else ', and no infinity'*isinstance(value, float)
         raise ValueError(f'{name}={value}: it takes {low} at least{limit}')
 
+def check_bert(
+    s:SimpleNamespace, # of `train_settings`
+):
+    "Raise a ValueError for options of BERT where the language encoder is another"
+    if s.language != 'bert' and (s.bert_layers, s.bert_dropout) != (None, None):
+        raise ValueError(f'bert_layers and bert_dropout are for BERT, and the language encoder is {s.language!r}')
+
 def check_settings(
     s:SimpleNamespace, # of `train_settings`
 ):
@@ -169,12 +177,15 @@ def check_settings(
         if (value := getattr(s, name)) not in allowed: raise ValueError(f'{name}={value!r}: choose one of {allowed}')
     check_range(1, epochs=s.epochs, bs=s.bs, accumulate=s.accumulate, iterations=s.iterations, save_every=s.save_every)
     check_range(0, data_seed=s.data_seed, workers=s.workers)
+    if s.img_size is not None and (s.img_size < 1 or s.img_size % 4):
+        raise ValueError(f'img_size={s.img_size}: it takes a positive multiple of 4')
     check_range(0, lr=s.lr, language_lr=s.language_lr, wd=s.wd, auxiliary=s.auxiliary)
     check_range(0, 1, bert_dropout=s.bert_dropout)
     of_new = dict(encoder_options=s.start, head_options=s.start and not s.start.endswith('.pth')) # LAVT's has no head
     for name in (name for name, has_own in of_new.items() if has_own and getattr(s, name)):
-        raise ValueError(f'{name}={getattr(s, name)}: they are for a new model, {s.start} has its own')
-    if 'iterations' in s.head_options: raise ValueError(f'head_options={s.head_options}: use --iterations')
+        raise ValueError(f'{name}={getattr(s, name)}: leave them out, {s.start} has its own')
+    if s.head == 'sadlr' and 'iterations' in s.head_options:
+        raise ValueError(f'head_options={s.head_options}: leave iterations out and use --iterations')
     if not s.lr: raise ValueError(f'lr={s.lr}: it takes more than 0')
     if s.bs % (s.accumulate*(n := launched().num_processes)):
         by = f' by each of {n} processes' if n > 1 else ''
@@ -184,10 +195,9 @@ def check_settings(
         raise ValueError(f'no pretrained weights for size {s.size!r}: use --pretrained false, or one of {sizes}')
     if s.language == 'auto' and not (s.start or s.pretrained and s.tokenizer != 'words'):
         raise ValueError("language 'auto' starts from trained weights: --pretrained true --tokenizer THEIR-NAME")
-    if s.language != 'bert' and (s.bert_layers, s.bert_dropout) != (None, None):
-        raise ValueError(f'bert_layers and bert_dropout are for BERT, and the language encoder is {s.language!r}')
+    if not s.start: check_bert(s)
 
-# %% ../nbs/51_cli.ipynb #114d4afb
+# %% ../nbs/51_cli.ipynb #dc7d5c7e
 LOSSES = dict(dice=IterativeDiceLoss, cross_entropy=IterativeCrossEntropy)
 
 def open_data(
@@ -214,9 +224,13 @@ def start_model(
     elif s.start.endswith('.pth'): model = load_lavt_ris(s.start, s.head, head_options, tokenizer)
     else: model = ReferSegmenter.from_pretrained(s.start)
     if (head := model.config['head']) != s.head: raise ValueError(f'{s.start} has the head {head!r}, not {s.head!r}')
+    if s.img_size not in (None, model.config['img_size']): # some encoders are built for a size: LTS's dilations
+        trained = model
+        model = create_model(**trained.config | dict(img_size=s.img_size, tokenizer=trained.tokenizer))
+        load_strictly(model, trained.state_dict(), f'{s.start} at img_size={s.img_size}')
     if s.head == 'sadlr': model.head.iterations = s.iterations
-    if s.img_size: model.config['img_size'] = s.img_size
     vars(s).update({name: model.config[name] for name in ('encoder', 'head', 'size', 'img_size', 'language')})
+    check_bert(s)
     if s.bert_dropout is not None: model.language.set_dropout(s.bert_dropout)
     if s.bert_layers is not None: model.language.train_layers(s.bert_layers)
     return model
@@ -261,7 +275,8 @@ def check_resumed(
     begun:dict,        # options that the run was begun with
 ):
     "Raise a ValueError where the rest of a run would be another training"
-    now = json.loads(json.dumps({name: value for name, value in vars(s).items() if name not in FREE_OPTIONS}))
+    now = {name: value for name, value in vars(s).items() if name not in FREE_OPTIONS}
+    now = json.loads(json.dumps(now, default=str)) # as settings.json holds it
     changed = [f'{name}={begun[name]}' for name, value in now.items() if begun.get(name, value) != value]
     if changed: raise ValueError(f'{s.out} was begun with {", ".join(changed)}: resume it with the same options')
 
@@ -279,7 +294,7 @@ def write_settings(
     replace_file(new, new.with_suffix(''))
     print(refer, textwrap.fill(', '.join(f'{name} {value}' for name, value in options.items()), 100), sep='\n')
 
-# %% ../nbs/51_cli.ipynb #f522efeb
+# %% ../nbs/51_cli.ipynb #ca6267e9
 @command
 def sadlr_train(
     root:Path='data',          # folder of the data sets
@@ -308,8 +323,7 @@ def sadlr_train(
     auxiliary:float=0.,        # weight of the loss on the maps of LTS and CGAN
     bert_layers:int=None,      # layers of BERT that are trained, LAVT's are 10; none: BERT as a whole
     bert_dropout:float=None,   # LAVT's is 0; none: BERT's own, 0.1
-    start:str=None,            # saved model's folder or LAVT's checkpoint (.pth); encoder, size and language are its
-                               # own, and the image size is, unless IMG_SIZE is given
+    start:str=None,            # saved model's folder or LAVT's checkpoint (.pth); IMG_SIZE is its own if none is given
     precision:str='fp32',      # 'fp32', 'bf16' or 'fp16'
     accumulate:int=1,          # parts that a batch is computed in
     checkpoint:bool=False,     # compute activations again instead of keeping them

@@ -166,7 +166,7 @@ def _told(method):
             self.message.value = f'<div role="alert" style="{style}">{text}</div>'
     return callback
 
-# %% ../nbs/50_demo.ipynb #939ff34c
+# %% ../nbs/50_demo.ipynb #9265cc9f
 class Panel(VBox):
     "An image, phrases, and what a model answers at each iteration"
     def __init__(self,
@@ -215,9 +215,10 @@ class Panel(VBox):
             phrases = read_phrases(self.phrase.value, self.model.tokenizer)
             answers = self.model.segment(self.image, phrases)
             scores = np.stack([answer.scores for answer in answers])
-            if not np.isfinite(scores).all(): raise ValueError('the model answers with scores that are no numbers')
-            self.scores, self.phrases = scores, phrases
-            self.unknown = [unknown_words(phrase, self.model.tokenizer) for phrase in phrases]
+            if not np.isfinite(scores).all():
+                raise ValueError('the scores of the model are not all finite: train it again, or choose another')
+            unknown = [unknown_words(phrase, self.model.tokenizer) for phrase in phrases]
+            self.scores, self.phrases, self.unknown = scores, phrases, unknown
             with self._hold(): self._fit_slider(self.scores.shape[1])
         finally: self.draw() # after an error, the image alone
 

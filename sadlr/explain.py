@@ -77,7 +77,7 @@ class Trace(NamedTuple):
     iterations:tuple    # of `Iteration`
     masks:np.ndarray    # (n, S, S) bool, the mask of every iteration at the size of `image`
 
-# %% ../nbs/48_explain.ipynb #62907ef4
+# %% ../nbs/48_explain.ipynb #ad827e9e
 def _numpy(x): return x.detach().float().cpu().numpy()
 
 def _as_map(x, height=None):
@@ -86,10 +86,10 @@ def _as_map(x, height=None):
 
 def _parts(module, kind): return [m for m in module.modules() if isinstance(m, kind)]
 
-def _stages(fused, b, n_words):
+def _stages(fusion_calls, b, n_words):
     "What the fusions of the encoder did with sample `b`, from their inputs, attention and outputs"
-    for visual, attention, output in fused:
-        maps = [_as_map(x[b]).permute(2, 0, 1) for x in (visual, output)]
+    for visual, attention, fused in fusion_calls:
+        maps = [_as_map(x[b]).permute(2, 0, 1) for x in (visual, fused)]
         listened = torch.stack([_as_map(a) for a in attention[b, ..., :n_words]])
         yield Stage(_numpy(maps[0]), _numpy(listened), _numpy(maps[1]))
 
@@ -108,7 +108,7 @@ def _iterations(calls, head, layers, features, scores, b):
             dynamic.append(DynamicLayer(_numpy(kernel), *(_numpy(x.permute(2, 0, 1)) for x in maps)))
         yield Iteration(query, tuple(dynamic), _numpy(r), mask.cpu().numpy(), _numpy(found))
 
-# %% ../nbs/48_explain.ipynb #e5319e81
+# %% ../nbs/48_explain.ipynb #397fe321
 @torch.no_grad()
 def trace(
     model:ReferSegmenter,       # any, with a tokenizer
@@ -131,11 +131,11 @@ def trace(
     words, features = (calls[part][0].output for part in (model.language, model.encoder))
     masks = (object_logits(scores, (size, size)) > 0).cpu().numpy()
     square = square_pixels(image, size).permute(1, 2, 0).numpy()
-    fused = [(call.args[0], fusion.attend(*call.args, **call.kwargs)[1], call.output)
-             for fusion in fusions for call in calls[fusion]]
+    fusion_calls = [(call.args[0], fusion.attend(*call.args, **call.kwargs)[1], call.output)
+                    for fusion in fusions for call in calls[fusion]]
     traces = []
     for b, (text, n) in enumerate(zip(phrases, token_mask.sum(1).tolist())):
-        stages = tuple(_stages(fused, b, n))
+        stages = tuple(_stages(fusion_calls, b, n))
         steps = tuple(_iterations(calls, model.head, layers, features, scores, b))
         tokens = model.tokenizer.convert_ids_to_tokens(token_ids[b, :n])
         traces.append(Trace(square, text, tokens, _numpy(words[b, :n]), steps[0].query, stages, _numpy(features[b]),

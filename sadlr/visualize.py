@@ -18,12 +18,18 @@ from matplotlib.patches import FancyBboxPatch, Patch
 from PIL import Image, ImageFilter
 from scipy.special import expit
 
-# %% ../nbs/05_visualize.ipynb #0838d007
+# %% ../nbs/05_visualize.ipynb #b24d3487
 PREDICTED, TRUE = 'tab:orange', 'tab:blue'
 
 def _grow(mask, width):
     "The mask and every pixel within `width` of it"
     return np.asarray(Image.fromarray(mask).convert('L').filter(ImageFilter.MaxFilter(2*width + 1))) > 0
+
+def _as_mask(mask):
+    "A mask as bool; scores are refused"
+    mask = np.asarray(mask)
+    if mask.dtype.kind == 'f': raise ValueError('a mask is bool, not float: compare the scores with a threshold first')
+    return mask.astype(bool)
 
 def overlay(
     image:np.ndarray, # (H, W, 3) uint8, or float from 0 to 1
@@ -32,18 +38,16 @@ def overlay(
     alpha:float=0.6,  # opacity of the tint
 ) -> np.ndarray:      # (H, W, 3) uint8
     "`image` with `mask` tinted and outlined"
-    image, mask = np.asarray(image), np.asarray(mask)
-    if mask.dtype.kind == 'f': raise ValueError('a mask is bool, not float: compare the scores with a threshold first')
+    image, mask = np.asarray(image), _as_mask(mask)
     if image.shape != (*mask.shape, 3):
         raise ValueError(f'a mask (H, W) needs an image (H, W, 3): the image is {image.shape}, the mask {mask.shape}')
-    mask = mask.astype(bool)
     drawn = image/255 if image.dtype == np.uint8 else image.astype(float)
     drawn[mask] = (1-alpha)*drawn[mask] + alpha*np.array(to_rgb(color))
     width = max(1, round(max(mask.shape)/150))
     drawn[mask & _grow(~mask, width)], drawn[~mask & _grow(mask, width)] = 1, 0
     return (drawn.clip(0, 1)*255).round().astype(np.uint8)
 
-# %% ../nbs/05_visualize.ipynb #5a873704
+# %% ../nbs/05_visualize.ipynb #ad780d47
 def _enlarge(array, pixels=400):
     "Repeat the rows and columns of a small image or mask"
     times = max(1, pixels//max(array.shape[:2]))
@@ -76,7 +80,8 @@ def show_overlay(
 ) -> Axes:
     "Draw `image` with `mask` over it"
     if ax is None: ax = plt.subplots(figsize=(3, 3), dpi=90)[1]
-    _draw(ax, image if mask is None else overlay(_enlarge(np.asarray(image)), _enlarge(np.asarray(mask)), color), title)
+    pixels = image if mask is None else overlay(_enlarge(np.asarray(image)), _enlarge(np.asarray(mask)), color)
+    _draw(ax, pixels, _plain(title or ''))
     return ax
 
 # %% ../nbs/05_visualize.ipynb #a5388f76
@@ -96,12 +101,12 @@ def show_masks(
         _draw(ax, mask, title, cmap='gray', vmin=0, vmax=1)
     return fig
 
-# %% ../nbs/05_visualize.ipynb #9ddef740
+# %% ../nbs/05_visualize.ipynb #9ceb7543
 def _iou(mask, truth): return (mask & truth).sum() / max((mask | truth).sum(), 1)
 
 def _strip(axes, image, masks, phrase=None, truth=None):
     "The image, the mask of each iteration and the truth, from left to right"
-    show_overlay(image, None, _plain(phrase or 'image'), axes[0])
+    show_overlay(image, None, phrase or 'image', axes[0])
     for i, mask in enumerate(masks):
         score = '' if truth is None else f'\nIoU {_iou(mask, truth):.0%}'
         show_overlay(image, mask, f'iteration {i+1}{score}', axes[i+1])
@@ -155,15 +160,15 @@ def overlay_changes(
         drawn[~truth & _grow(truth, width)], drawn[truth & _grow(~truth, width)] = 1, 0
     return (drawn*255).round().astype(np.uint8)
 
-# %% ../nbs/05_visualize.ipynb #9353ea7e
+# %% ../nbs/05_visualize.ipynb #7f2bfa34
 _IN_DOUBT = dict(cmap='PuOr_r', vmin=0, vmax=1) # white at a half
 
 def _changes(axes, image, masks, phrase=None, truth=None):
     "The image, and what each iteration changed; the first one has nothing to be compared with"
-    show_overlay(image, None, _plain(phrase or 'image'), axes[0])
-    masks = [np.asarray(mask, bool) for mask in masks]
+    show_overlay(image, None, phrase or 'image', axes[0])
+    masks = [_as_mask(mask) for mask in masks]
     images = [_enlarge(np.asarray(array)) for array in (image, *masks)]
-    outline = None if truth is None else _enlarge(np.asarray(truth))
+    outline = None if truth is None else _enlarge(_as_mask(truth))
     for i, ax in enumerate(axes[1:len(masks) + 1]):
         before, mask = masks[max(i-1, 0)], masks[i]
         title = f'iteration {i+1}' + ('' if truth is None else f'\nIoU {_iou(mask, truth):.0%}')
@@ -243,7 +248,7 @@ def _pile(ax, maps, x, y, side, label):
         _thumbnail(ax, maps[c], x + shift, y + shift, *_fit(maps[c].shape, side), label if shift < 0 else '',
                    cmap='cividis', front=-shift)
 
-# %% ../nbs/05_visualize.ipynb #dd5dcc75
+# %% ../nbs/05_visualize.ipynb #fb54e989
 def _draw_encoders(ax, image, phrase, tokens, words, features):
     "From image and phrase to words, features and sentence vector"
     _thumbnail(ax, image, 0.6, 4.25, *_fit(image.shape, 0.85), f'image\n{_shape(image)}')
@@ -251,7 +256,7 @@ def _draw_encoders(ax, image, phrase, tokens, words, features):
     _pile(ax, features, 2.8, 4.25, 0.75, f'$Y$  {_shape(features)}')
     _box(ax, 1.7, 1.4, 0.85, 0.4, 'language\nencoder')
     _box(ax, 2.8, 1.4, 0.85, 0.4, 'mean over\nwords, linear')
-    ax.text(1.7, 0.86, '“' + textwrap.fill(_plain(phrase), 24) + '”', ha='center', va='top', fontsize=8)
+    ax.text(1.7, 0.86, '“' + _plain(textwrap.fill(phrase, 24)) + '”', ha='center', va='top', fontsize=8)
     height = min(0.14*len(tokens), 1.4)
     _signed(ax, words, 1.7, 2.7, 0.85, height, f'words $L$  {_shape(words)}')
     for i, token in enumerate(tokens if len(tokens) < 14 else []):
@@ -432,7 +437,7 @@ def cosine(
     a, b = (v/np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12) for v in (np.asarray(a), np.asarray(b)))
     return a @ b.T
 
-# %% ../nbs/05_visualize.ipynb #6a0917d1
+# %% ../nbs/05_visualize.ipynb #fc0bd573
 def _path(ax, flat, objects, named):
     "Queries (n, 2) head to tail, with the objects' directions behind them"
     steps = np.vstack([[0, 0], flat])
@@ -466,7 +471,7 @@ def show_query_path(
         ax.axvline(0, color='0.9', lw=0.5)
         _path(ax, q@plane, o@plane, k)
         ax.set(xlim=middle[0] + [-half, half], ylim=middle[1] + [-half, half], aspect='equal')
-        ax.set_title(_wrap(_plain(phrase), 2.2), fontsize=9)
+        ax.set_title(_plain(_wrap(phrase, 2.2)), fontsize=9)
         lines = below.plot(range(1, len(q)+1), cosine(q, o), color='0.7', marker='.', lw=1)
         lines[k].set(color=TRUE, lw=2, zorder=3)
         below.set_xticks(range(1, len(q)+1), [f'$Q_{i+1}$' for i in range(len(q))])
@@ -480,7 +485,7 @@ def show_query_path(
                ncols=2 if len(phrases) < 3 else 4, fontsize=8, frameon=False)
     return fig
 
-# %% ../nbs/05_visualize.ipynb #a29af473
+# %% ../nbs/05_visualize.ipynb #685bb866
 def show_word_change(
     changes:dict,      # what: relative change, in the order of the forward pass
     pictures:list,     # (H, W, 3), of the phrase and of the changed phrase, for example with their masks
@@ -504,7 +509,7 @@ def show_word_change(
     axes, colours = right.subplots(2, n + 1), _colours([*scores[0], *scores[1]], signed=True)
     for row, picture, phrase, maps in zip(axes, pictures, phrases, scores):
         _draw(row[0], picture)
-        row[0].set_title(_wrap(_plain(phrase), 1.05), fontsize=8)
+        row[0].set_title(_plain(_wrap(phrase, 1.05)), fontsize=8)
         for i, (a, m) in enumerate(zip(row[1:], maps), 1):
             _draw(a, m, **colours)
             a.set_title(f'scores {i}', fontsize=8)

@@ -21,7 +21,7 @@ def samples(tmp_path_factory):
 
 def test_finds_and_reads(model, samples):
     def last_oIoU(samples): return evaluate(model, samples, progress=False)[-1]['oIoU']
-    assert last_oIoU(samples) > 60 and last_oIoU(shuffle_phrases(samples)) < 40
+    assert last_oIoU(samples) > 79 and last_oIoU(shuffle_phrases(samples)) < 40
 
 @pytest.mark.parametrize('size', [64, 480])
 def test_answers_in_time(model, size):

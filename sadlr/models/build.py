@@ -119,7 +119,7 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
                 raise FileNotFoundError(message) from e
         return load_folder(folder, encoder)
 
-# %% ../../nbs/29_models.build.ipynb #9375501e
+# %% ../../nbs/29_models.build.ipynb #3e1dfed8
 ENCODERS = {'lavt': LAVT, 'vlt': VLT, 'lts': LTS, 'timm': TimmEncoder}
 ENCODER_SIZES = {
     'lavt': {'nano': dict(channels=64, fusion_heads=4)}, 'vlt': {'nano': dict(channels=64)},
@@ -147,7 +147,7 @@ def pick(
 def make_part(
     argument:str,   # that holds the options, for the message
     kind:Callable,  # class of an encoder or head
-    *args, **options
+    /, *args, **options
 ) -> nn.Module:
     "A part of the model, or an error that names the argument and the options that the class knows"
     try: return kind(*args, **options)
