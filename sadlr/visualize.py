@@ -7,7 +7,7 @@ __all__ = ['PREDICTED', 'TRUE', 'GAINED', 'LOST', 'KEPT', 'overlay', 'show_overl
            'show_iterations', 'overlay_changes', 'show_changes', 'show_schematic', 'show_dynamic_conv', 'show_maps',
            'show_attention', 'show_responses', 'main_plane', 'cosine', 'show_query_path', 'show_word_change']
 
-# %% ../nbs/05_visualize.ipynb #8164f29f
+# %% ../nbs/05_visualize.ipynb #03bdabb5
 import textwrap
 import numpy as np, matplotlib.pyplot as plt
 from matplotlib.axes import Axes
@@ -15,6 +15,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
+from matplotlib.patheffects import withStroke
 from PIL import Image, ImageFilter
 from scipy.special import expit
 
@@ -437,7 +438,7 @@ def cosine(
     a, b = (v/np.maximum(np.linalg.norm(v, axis=-1, keepdims=True), 1e-12) for v in (np.asarray(a), np.asarray(b)))
     return a @ b.T
 
-# %% ../nbs/05_visualize.ipynb #fc0bd573
+# %% ../nbs/05_visualize.ipynb #9c528479
 def _path(ax, flat, objects, named):
     "Queries (n, 2) head to tail, with the objects' directions behind them"
     steps = np.vstack([[0, 0], flat])
@@ -450,7 +451,8 @@ def _path(ax, flat, objects, named):
         ahead = (end - start)/max(np.linalg.norm(end - start), 1e-12)
         aside = np.array([ahead[1], -ahead[0]])
         if aside@(objects[named] - end) > 0: aside = -aside # away from the object, whose sign stands there
-        ax.annotate(f'$Q_{i+1}$', end, 9*aside, textcoords='offset points', fontsize=8, ha='center', va='center')
+        ax.annotate(f'$Q_{i+1}$', end, 9*aside, textcoords='offset points', fontsize=8, ha='center', va='center',
+                    path_effects=[withStroke(linewidth=2, foreground='w')], zorder=5)
 
 def show_query_path(
     queries:list,     # of each phrase (n, C): Q_1, the sentence vector, to Q_n
