@@ -14,10 +14,11 @@ from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner
 from fastai.optimizer import OptimWrapper
+from fastai.torch_core import get_model
 from fastcore.foundation import L
 from torch import nn
 
-from .callbacks import Accumulate, ActivationCheckpointing, HalfPrecision
+from .callbacks import Accumulate, ActivationCheckpointing, EpochLines, HalfPrecision, bare_model
 from .losses import IterativeDiceLoss
 from .metrics import refer_metrics
 from .models.build import ReferSegmenter
@@ -26,14 +27,15 @@ from .models.build import ReferSegmenter
 NO_DECAY = 'norm', 'absolute_pos_embed', 'relative_position_bias_table'
 
 def param_groups(
-    model:nn.Module,         # a `ReferSegmenter`
+    model:nn.Module,         # a `ReferSegmenter`, with or without wrappers around it and its parts
     weight_decay:float=1e-2, # of everything but the exempt group
 ) -> list[dict]:             # groups for a torch optimiser: language, exempt, everything else
     "The language encoder; the encoder's norms and position-bias tables, which do not decay (LAVT); the rest"
-    def group(name):
-        if name.startswith('language.'): return 0
-        return 1 if name.startswith('encoder.') and any(k in name for k in NO_DECAY) else 2
-    named = [(group(n), p) for n, p in model.named_parameters() if p.requires_grad]
+    bare = bare_model(model)
+    language = {id(p) for p in bare.language.parameters()}
+    if not language: raise ValueError(f'{type(model).__name__} has flattened its parameters: use_orig_params=True')
+    exempt = {id(p) for name, p in bare.encoder.named_parameters() if any(k in name for k in NO_DECAY)}
+    named = [(0 if id(p) in language else 1 if id(p) in exempt else 2, p) for p in model.parameters() if p.requires_grad]
     return [dict(params=[p for i, p in named if i == k], weight_decay=0. if k == 1 else weight_decay) for k in range(3)]
 
 # %% ../nbs/40_learner.ipynb #32b99f67
@@ -72,12 +74,12 @@ PRECISIONS = 'fp32', 'bf16', 'fp16'
 
 def refer_learner(
     dls:DataLoaders,         # from `refer_dataloaders`
-    model:ReferSegmenter,    # from `create_model`
+    model:ReferSegmenter,    # from `create_model`, compiled or otherwise wrapped if you like
     lr:float=5e-5,           # learning rate at the start
     wd:float=1e-2,           # weight decay of what decays, see `param_groups`
     loss_func=None,          # `None`: `IterativeDiceLoss`
     metrics=None,            # `None`: `refer_metrics` for the head's iterations
-    cbs=None,                # callbacks besides those of the options here
+    cbs=None,                # callbacks of fastai or of your own, besides those of the options here
     precision:str='fp32',    # 'fp32', 'bf16' or 'fp16'
     parts:int=1,             # batches of `dls` that make one step
     checkpoint:bool=False,   # compute activations again instead of keeping them
@@ -85,10 +87,9 @@ def refer_learner(
 ) -> Learner:
     "A `Learner` that trains as the paper does (section 4.2)"
     if precision not in PRECISIONS: raise ValueError(f'precision={precision!r}: choose one of {PRECISIONS}')
-    own = L(PolySchedule(parts=parts)) + L(HalfPrecision(precision) if precision != 'fp32' else None)
+    own = L(EpochLines(), PolySchedule(parts=parts)) + L(HalfPrecision(precision) if precision != 'fp32' else None)
     own += L(Accumulate(parts) if parts > 1 else None) + L(ActivationCheckpointing() if checkpoint else None)
+    if metrics is None: metrics = refer_metrics(get_model(bare_model(model).head).iterations)
     return Learner(
         dls, model, lr=lr, loss_func=loss_func or IterativeDiceLoss(), splitter=partial(param_groups, weight_decay=wd),
-        opt_func=partial(OptimWrapper, opt=torch.optim.AdamW),
-        metrics=refer_metrics(model.head.iterations) if metrics is None else metrics,
-        cbs=own + L(cbs), **kwargs)
+        opt_func=partial(OptimWrapper, opt=torch.optim.AdamW), metrics=metrics, cbs=own + L(cbs), **kwargs)
