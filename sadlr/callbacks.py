@@ -23,7 +23,7 @@ from fastai.callback.progress import ProgressCallback
 from fastai.torch_core import find_bs, get_model, num_distrib
 from fastcore.basics import noop, patch
 from fastcore.imports import IN_NOTEBOOK
-from fastprogress.fastprogress import format_time
+from fastprogress.fastprogress import MasterBar, ProgressBar, format_time
 from torch import nn
 from torch.amp import GradScaler, autocast
 from torch.utils.checkpoint import checkpoint
@@ -167,7 +167,8 @@ class EpochLines(Callback):
     def before_fit(self):
         if on_screen(): return
         for cb in self.learn.cbs:
-            if isinstance(cb, ProgressCallback): cb.run = False # fastai sets it again after the fit
+            if isinstance(cb, ProgressCallback): # fastai lets it run again after the fit
+                cb.run, cb.mbar = False, MasterBar([], ProgressBar) # which draws nothing, for `ShowGraphCallback`
         if self.logger not in (noop, self.say): self.old_logger, self.learn.logger = self.logger, self.say
 
     def before_epoch(self): self.seen = 0
@@ -179,17 +180,26 @@ class EpochLines(Callback):
 
 # %% ../nbs/39_callbacks.ipynb #ad29a8b0
 @patch
-def say(self:EpochLines,
+def scores(self:EpochLines,
     log:list, # of fastai's `Recorder`: epoch, losses, scores, time
+) -> list[str]:
+    "What the line of an epoch says of losses and scores; a phase that was cancelled has none"
+    rec = self.recorder
+    hidden = tuple(m.name for m in self.learn.metrics
+                   if isinstance(m, ReferMetric) and (m.iteration or m.key not in self.shown))
+    names = [name for name in rec.metric_names[1:] if name != 'time']
+    names = [name for name in names if not (rec.cancel_train if name.startswith('train_') else rec.cancel_valid)]
+    return [f'{name} {value:.4g}' if isinstance(value, float) else f'{name} {value}'
+            for name, value in zip(names, log[1:]) if not name.endswith(hidden)]
+
+@patch
+def say(self:EpochLines,
+    log:list, # of fastai's `Recorder`
 ):
     "Print the line of an epoch, if it was trained now"
     if not self.seen: return
-    rec, left = self.recorder, self.n_epoch - self.epoch - 1
-    hidden = tuple(m.name for m in self.learn.metrics
-                   if isinstance(m, ReferMetric) and (m.iteration or m.key not in self.shown))
-    scores = [(name, f'{value:.4g}' if isinstance(value, float) else value)
-              for name, value in zip(rec.metric_names[1:], log[1:]) if name != 'time' and not name.endswith(hidden)]
-    seconds, rate = time.time() - rec.start_epoch, self.seen*(num_distrib() or 1)/self.seconds
-    print(f'epoch {self.epoch + 1} of {self.n_epoch}:', ', '.join(f'{name} {value}' for name, value in scores) + ';',
-          f'{format_time(seconds)}, {rate:.3g} samples/s, {format_time(seconds*left)} left,',
-          f'peak {peak_memory(next(self.model.parameters()).device)/2**30:.2f} GiB', flush=True)
+    seconds, left = time.time() - self.recorder.start_epoch, self.n_epoch - self.epoch - 1
+    rate = self.seen*(num_distrib() or 1)/self.seconds
+    memory = peak_memory(next(self.model.parameters()).device)/2**30
+    print(f'epoch {self.epoch + 1} of {self.n_epoch}: {", ".join(self.scores(log))}; {format_time(seconds)}, '
+          f'{rate:.3g} samples/s, {format_time(seconds*left)} left, peak {memory:.2f} GiB', flush=True)
