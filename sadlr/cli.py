@@ -95,7 +95,7 @@ def command(
     @wraps(func)
     def run(*args, **kwargs):
         if args or kwargs or Path(sys.argv[0]).stem != func.__name__: return func(*args, **kwargs)
-        sys.stdout.reconfigure(line_buffering=True) # so that whoever follows a log sees each line at once
+        if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(line_buffering=True) # for those who follow a log
         try: return func(**read_options(func, sys.argv[1:]))
         except (ValueError, OSError) as error: sys.exit(f'{func.__name__}: {error}')
     return run
@@ -345,14 +345,12 @@ def next_commands(
     refer:Refer|Joint,
 ) -> str:
     "What to type next: commands that score the model on each data set, and show it a photo"
-    model, ref = Path(s.out)/'model', refer.refs('val')[0]
-    usual = {name: str(p.default) for name, p in signature(sadlr_evaluate).parameters.items()}
-    lines = []
+    model, ref, lines = Path(s.out)/'model', refer.refs('val')[0], []
     for dataset, split_by in zip(s.dataset.split(','), s.split_by.split(',')):
-        options = dict(model=model, root=str(s.root), dataset=dataset, split_by=split_by, sentence=s.sentence)
-        given = [[f'--{k}', v] for k, v in options.items()
-                 if v != (usual_partition(dataset) if k == 'split_by' else usual[k])]
-        lines.append(['sadlr_evaluate', *sum(given, [])])
+        options = dict(root=s.root, dataset=dataset, split_by=split_by, sentence=s.sentence)
+        usual = dict(root='data', dataset='shapes', split_by=usual_partition(dataset), sentence='raw')
+        given = [word for k, v in options.items() if str(v) != usual[k] for word in (f'--{k}', v)]
+        lines.append(['sadlr_evaluate', '--model', model, *given])
     phrase = getattr(ref.sentences[0], s.sentence)
     lines.append(['sadlr_predict', '--model', model, *['--']*phrase.startswith('-'), refer.image_path(ref), phrase])
     return '\n'.join(['next:', *('  ' + shlex.join(map(str, words)) for words in lines)])
