@@ -21,7 +21,7 @@ from fastai.callback.core import Callback, CancelBatchException, CancelTrainExce
 from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.progress import ProgressCallback
 from fastai.torch_core import find_bs, get_model, num_distrib
-from fastcore.basics import noop, patch
+from fastcore.basics import patch
 from fastcore.imports import IN_NOTEBOOK
 from fastprogress.fastprogress import MasterBar, ProgressBar, format_time
 from torch import nn
@@ -169,14 +169,14 @@ class EpochLines(Callback):
         for cb in self.learn.cbs:
             if isinstance(cb, ProgressCallback): # fastai lets it run again after the fit
                 cb.run, cb.mbar = False, MasterBar([], ProgressBar) # which draws nothing, for `ShowGraphCallback`
-        if self.logger not in (noop, self.say): self.old_logger, self.learn.logger = self.logger, self.say
+        if self.logger is print: self.learn.logger = self.say # which is fastai's own way, unless it is silenced
 
     def before_epoch(self): self.seen = 0
     def before_train(self): self.start = time.perf_counter()
     def after_batch(self): self.seen += find_bs(self.xb)*self.training
     def after_train(self): self.seconds = time.perf_counter() - self.start
     def after_fit(self):
-        if self.logger == self.say: self.learn.logger = self.old_logger
+        if self.logger == self.say: self.learn.logger = print
 
 # %% ../nbs/39_callbacks.ipynb #ad29a8b0
 @patch
