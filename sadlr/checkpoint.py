@@ -24,7 +24,7 @@ from accelerate import PartialState
 from accelerate.utils import gather_object
 from fastai.callback.core import Callback, CancelEpochException
 from fastai.callback.fp16 import MixedPrecision
-from fastai.callback.tracker import TrackerCallback
+from fastai.callback.tracker import EarlyStoppingCallback, TrackerCallback
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
@@ -176,7 +176,7 @@ class OnlyFinite(Callback):
 # %% ../nbs/43_checkpoint.ipynb #c2c30363
 class Checkpoint(TrackerCallback):
     "Keep the state of a run and its best model in a folder, and go on from there"
-    order, run_valid = 65, False
+    order, run_valid = EarlyStoppingCallback.order - 1, False # which may end the fit
     def __init__(self,
         folder:str|Path,     # gets state.pt and model/
         monitor:str='oIoU',  # the score, or the loss, by which a model is the best

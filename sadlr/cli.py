@@ -5,19 +5,24 @@
 # %% auto #0
 __all__ = ['RECIPES', 'LOSSES', 'FREE_OPTIONS', 'json_arg', 'read_options', 'command', 'score_table', 'sadlr_shapes',
            'iteration_figure', 'usual_partition', 'train_settings', 'check_range', 'check_bert', 'check_settings',
-           'open_data', 'start_model', 'check_vocabulary', 'training_loaders', 'check_folder', 'check_resumed',
-           'write_settings', 'sadlr_train', 'published_table', 'load_model', 'sadlr_evaluate', 'sadlr_predict',
-           'sadlr_data', 'sadlr_experiment', 'sadlr_profile']
+           'make_callback', 'named_callbacks', 'open_data', 'start_model', 'check_vocabulary', 'training_loaders',
+           'check_folder', 'check_resumed', 'write_settings', 'run_summary', 'next_commands', 'sadlr_train',
+           'published_table', 'load_model', 'sadlr_evaluate', 'sadlr_predict', 'sadlr_data', 'sadlr_experiment',
+           'sadlr_profile']
 
 # %% ../nbs/51_cli.ipynb #29bf3037
+import ast
 import json
 import math
+import os
 import platform
+import shlex
 import sys
 import textwrap
 import warnings
 from argparse import ArgumentTypeError
 from functools import wraps
+from importlib import import_module
 from importlib.metadata import version
 from inspect import signature
 from pathlib import Path
@@ -29,14 +34,17 @@ warnings.filterwarnings('ignore', '`torch.jit.script` is deprecated')
 # %% ../nbs/51_cli.ipynb #139031b9
 import numpy as np
 import torch
+from fastai.callback.core import Callback
 from fastai.callback.progress import CSVLogger
 from fastai.data.core import DataLoaders
 from fastai.torch_core import default_device, set_seed
+from fastcore.foundation import L
 from fastcore.script import anno_parser, bool_arg
+from fastprogress.fastprogress import format_time
 from PIL import Image
 
-from .callbacks import AuxiliaryLoss, supervised_maps
-from .checkpoint import Checkpoint, replace_file
+from .callbacks import AuxiliaryLoss, on_screen, precision_trouble, supervised_maps
+from .checkpoint import Checkpoint, read_scores, replace_file
 from .data.block import refer_dataloaders, refer_samples
 from .data.download import check_data, get_data
 from .data.joint import Joint
@@ -87,6 +95,7 @@ def command(
     @wraps(func)
     def run(*args, **kwargs):
         if args or kwargs or Path(sys.argv[0]).stem != func.__name__: return func(*args, **kwargs)
+        if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(line_buffering=True) # for those who follow a log
         try: return func(**read_options(func, sys.argv[1:]))
         except (ValueError, OSError) as error: sys.exit(f'{func.__name__}: {error}')
     return run
@@ -195,7 +204,34 @@ def check_settings(
         raise ValueError(f'no pretrained weights for size {s.size!r}: use --pretrained false, or one of {sizes}')
     if s.language == 'auto' and not (s.start or s.pretrained and s.tokenizer != 'words'):
         raise ValueError("language 'auto' starts from trained weights: --pretrained true --tokenizer THEIR-NAME")
+    if s.precision != 'fp32' and (trouble := precision_trouble(s.precision, launched().device)): raise ValueError(trouble)
     if not s.start: check_bert(s)
+
+# %% ../nbs/51_cli.ipynb #51be433c
+def make_callback(
+    node:ast.expr, # an import path such as a.b.C, or a call of it with plain values
+):                 # a callback, or several
+    "What one name stands for"
+    call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
+    module, _, name = ast.unparse(call.func).rpartition('.')
+    if not module: raise ValueError(f'{name!r} is not in a module')
+    found = getattr(import_module(module), name)
+    if isinstance(found, Callback) or not callable(found): return found
+    return found(*map(ast.literal_eval, call.args), **{k.arg: ast.literal_eval(k.value) for k in call.keywords})
+
+def named_callbacks(
+    names:str|None, # import paths with commas between them: 'a.b.C,d.e.F(x=1)'
+) -> list[Callback]:
+    "The callbacks of `--cbs`, or a ValueError in one line"
+    if not names: return []
+    if (here := os.getcwd()) not in sys.path: sys.path.append(here) # a console script knows its own folder alone
+    try: made = [cb for node in ast.parse(f'[{names}]', mode='eval').body.elts for cb in L(make_callback(node))]
+    except Exception as error: # what the import of another's module raises is not known
+        reason = str(error).partition('\n')[0] or type(error).__name__
+        raise ValueError(f'cbs={names}: no callback was made, {reason}') from error
+    if wrong := [type(cb).__name__ for cb in made if not isinstance(cb, Callback)]:
+        raise ValueError(f'cbs={names}: {wrong[0]} is no Callback of fastai')
+    return made
 
 # %% ../nbs/51_cli.ipynb #dc7d5c7e
 LOSSES = dict(dice=IterativeDiceLoss, cross_entropy=IterativeCrossEntropy)
@@ -294,6 +330,31 @@ def write_settings(
     replace_file(new, new.with_suffix(''))
     print(refer, textwrap.fill(', '.join(f'{name} {value}' for name, value in options.items()), 100), sep='\n')
 
+# %% ../nbs/51_cli.ipynb #fb09fa95
+def run_summary(
+    s:SimpleNamespace,   # of `train_settings`
+    seconds:list[float], # of each epoch
+) -> str:
+    "How long a run took, and how good its best model is"
+    best, n = read_scores(Path(s.out)/'model'), len(seconds)
+    epochs = f'{n} epochs' if n == s.epochs else f'{n} of {s.epochs} epochs'
+    return f"{epochs} in {format_time(sum(seconds))}; best: epoch {int(best['epoch']) + 1}, oIoU {best['oIoU']:.2f} on val"
+
+def next_commands(
+    s:SimpleNamespace, # of `train_settings`
+    refer:Refer|Joint,
+) -> str:
+    "What to type next: commands that score the model on each data set, and show it a photo"
+    model, ref, lines = Path(s.out)/'model', refer.refs('val')[0], []
+    for dataset, split_by in zip(s.dataset.split(','), s.split_by.split(',')):
+        options = dict(root=s.root, dataset=dataset, split_by=split_by, sentence=s.sentence)
+        usual = dict(root='data', dataset='shapes', split_by=usual_partition(dataset), sentence='raw')
+        given = [word for k, v in options.items() if str(v) != usual[k] for word in (f'--{k}', v)]
+        lines.append(['sadlr_evaluate', '--model', model, *given])
+    phrase = getattr(ref.sentences[0], s.sentence)
+    lines.append(['sadlr_predict', '--model', model, *['--']*phrase.startswith('-'), refer.image_path(ref), phrase])
+    return '\n'.join(['next:', *('  ' + shlex.join(map(str, words)) for words in lines)])
+
 # %% ../nbs/51_cli.ipynb #ca6267e9
 @command
 def sadlr_train(
@@ -327,6 +388,7 @@ def sadlr_train(
     precision:str='fp32',      # 'fp32', 'bf16' or 'fp16'
     accumulate:int=1,          # parts that a batch is computed in
     checkpoint:bool=False,     # compute activations again instead of keeping them
+    cbs:str=None,              # callbacks by import path: 'fastai.callback.tensorboard.TensorBoardCallback,a.b.C(x=1)'
     workers:int=None,          # loader processes
     save_every:int=500,        # steps between saves of the run's state; each end of an epoch is saved besides
     resume:bool=False,         # go on with the run in OUT from its last saved state, if it has begun
@@ -335,6 +397,7 @@ def sadlr_train(
     "Train a model and write it, its settings, its history and a figure into one folder"
     s = train_settings(**locals())
     check_settings(s)
+    named = named_callbacks(cbs)
     out = Path(s.out)
     check_folder(out, resume)
     set_seed(seed, reproducible=True)
@@ -344,7 +407,7 @@ def sadlr_train(
     if auxiliary: supervised_maps(model) # or an error
     if (out/'state.pt').exists(): check_resumed(s, json.loads((out/'settings.json').read_text())['options'])
     dls = training_loaders(s, refer, model)
-    extra = [CSVLogger()] + ([AuxiliaryLoss(auxiliary)] if auxiliary else [])
+    extra = [CSVLogger()] + ([AuxiliaryLoss(auxiliary)] if auxiliary else []) + named
     learn = refer_learner(dls, model, s.lr, wd, LOSSES[loss](), path=out, cbs=extra, precision=precision,
                           parts=accumulate, checkpoint=checkpoint)
     if launched().is_main_process: write_settings(s, refer)
@@ -355,8 +418,9 @@ def sadlr_train(
     model = ReferSegmenter.from_pretrained(out/'model').to(dls.device)
     iteration_figure(model, refer, 'val', sentence=sentence).savefig(out/'iterations.png', dpi=120)
     samples = refer_samples(refer, 'val', sentence)
-    print(score_table(evaluate(model, samples, dls.valid.bs, s.workers, sys.stdout.isatty())))
+    print(score_table(evaluate(model, samples, dls.valid.bs, s.workers, on_screen())))
     (out/'state.pt').unlink()
+    print(run_summary(s, [row['seconds'] for row in saving.rows]), next_commands(s, refer), sep='\n')
     print(f'written to {out}: model/ settings.json history.csv iterations.png')
 
 # %% ../nbs/51_cli.ipynb #1359aba6
@@ -409,7 +473,7 @@ def sadlr_evaluate(
     refer = Refer(root, dataset, split_by or usual_partition(dataset))
     splits = refer.splits if split == 'all' else split.split(',')
     for name in splits: refer.refs(name) # a wrong name is an error now
-    asking = dict(bs=bs, num_workers=workers, progress=sys.stdout.isatty(), protocol=protocol)
+    asking = dict(bs=bs, num_workers=workers, progress=on_screen(), protocol=protocol)
     if not predictions: segmenter = load_model(model or f'runs/{dataset}/model')
     if save: save_predictions(save, segmenter, refer, splits, sentence=sentence, **asking)
     answers = read_predictions(predictions or save) if predictions or save else None

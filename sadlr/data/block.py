@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['Sample', 'Samples', 'refer_samples', 'TensorReferMask', 'Field', 'ReadImage', 'ReadMask', 'TensorPhrase', 'Tokenize',
-           'Normalise', 'ByImage', 'refer_block', 'show_batch', 'show_results', 'refer_dataloaders']
+           'Normalise', 'ByImage', 'refer_block', 'show_batch', 'show_results', 'tensorboard_log', 'refer_dataloaders']
 
 # %% ../../nbs/12_data.block.ipynb #c7032602
 import random
@@ -197,6 +197,14 @@ def show_results(x:tuple, y:TensorReferMask, samples, outs, ctxs=None, max_n=6, 
         _draw(image, mask, phrase, left, color=TRUE)
         _draw(image, pred, f'predicted: IoU {inter/union if union else 0:.2f}', right)
     return ctxs
+
+# %% ../../nbs/12_data.block.ipynb #ca56921f
+@dispatch
+def tensorboard_log(x:tuple, y:TensorReferMask, samples, outs, writer, step):
+    "The pictures of `show_results` for `TensorBoardCallback`"
+    fig, ctxs = get_grid(len(samples), ncols=2, double=True, return_fig=True)
+    show_results(x, y, samples, outs, ctxs=ctxs)
+    writer.add_figure('Sample results', fig, step)
 
 # %% ../../nbs/12_data.block.ipynb #9f4026f9
 def refer_dataloaders(

@@ -1,0 +1,233 @@
+"A run seen from outside: a line per epoch in a log, callbacks of fastai, a summary; wrapped models; 16 bits on a CPU"
+import os, re, shlex, subprocess, sys
+from functools import partial
+from pathlib import Path
+import pytest, torch
+from fastai.callback.progress import ShowGraphCallback
+from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
+from fastai.callback.training import GradientClip
+from fastai.torch_core import set_seed
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+from sadlr.callbacks import bare_model, emulated, supervised_maps
+from sadlr.checkpoint import Checkpoint, read_scores
+from sadlr.cli import named_callbacks, sadlr_train
+from sadlr.data.block import refer_dataloaders, refer_samples
+from sadlr.data.shapes import make_shapes
+from sadlr.evaluate import evaluate
+from sadlr.learner import param_groups, refer_learner
+from sadlr.models.build import ReferSegmenter, create_model
+from sadlr.preprocess import word_tokenizer
+
+SIZES = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
+EPOCH = r'epoch (\d) of (\d): train_loss \S+, valid_loss \S+, P@0.5 \S+, mIoU \S+, oIoU \S+; ' \
+        r'\d\d:\d\d, \S+ samples/s, \d\d:\d\d left, peak \d+\.\d\d GiB'
+BIN = Path(sys.executable).parent
+
+@pytest.fixture(scope='module')
+def home(tmp_path_factory):
+    torch.set_num_threads(1)
+    home = tmp_path_factory.mktemp('outside')
+    refs = make_shapes(home/'data', n_images=12).refs('train')
+    tokenizer = word_tokenizer([s.raw for ref in refs for s in ref.sentences])
+    options = dict(encoder_options=dict(depths=(1, 1, 1)), language_options=SIZES | dict(vocab_size=len(tokenizer)))
+    create_model(size='nano', img_size=32, tokenizer=tokenizer, **options).save_pretrained(home/'start')
+    return home
+
+@pytest.fixture
+def learner(home):
+    "A learner on twelve scenes of `home`, always from the same start"
+    def make(*cbs, wrap=lambda m: m, **options):
+        set_seed(0)
+        model = ReferSegmenter.from_pretrained(home/'start')
+        dls = refer_dataloaders(make_shapes(home/'data', n_images=12), model.tokenizer, 32, 16, num_workers=0, device='cpu')
+        return refer_learner(dls, wrap(model), 1e-3, cbs=cbs, path=home, **options)
+    return make
+
+def command(home, line, **environment):
+    "The line in a shell whose output is a file; what it wrote and what went to stderr"
+    log = home/f'log {len(list(home.glob("log*")))}'
+    with open(log, 'w') as file:
+        done = subprocess.run([BIN/(words := shlex.split(line))[0], *words[1:]], cwd=home, stdout=file, text=True,
+                              stderr=subprocess.PIPE, env=os.environ | environment)
+    return done.returncode, log.read_text(), done.stderr
+
+TRAIN = 'sadlr_train --start start --n_images 12 --bs 16 --epochs 2 --lr 1e-3'
+
+# A run in a log
+
+def test_a_line_per_epoch_and_what_to_type_next(home):
+    "The log of a run has no bar; a resume tells only what it trains; the commands at the end work as they stand"
+    home = Path(home)
+    code, said, errors = command(home, f"{TRAIN} --out 'my run' --accumulate 2")
+    assert code == 0, errors
+    assert errors == '' and '\r' not in said and '█' not in said
+    epochs = [line for line in said.splitlines() if line.startswith('epoch ')]
+    assert [re.fullmatch(EPOCH, line).groups() for line in epochs] == [('1', '2'), ('2', '2')]
+    *_, summary, next_, score, show, last = said.splitlines()
+    best = read_scores(home/'my run'/'model')
+    assert re.fullmatch(rf"2 epochs in \d\d:\d\d; best: epoch {best['epoch'] + 1:.0f}, oIoU {best['oIoU']:.2f} on val", summary)
+    assert next_ == 'next:' and last.startswith("written to my run: ")
+    table = said[said.index('iteration '):said.index(summary)]
+    code, scored, errors = command(home, score)
+    assert code == 0 and scored.endswith(table) and '\r' not in scored and errors == ''
+    code, shown, errors = command(home, show)
+    assert code == 0 and 'of the image' in shown and (home/'overlay.png').exists()
+
+def test_lines_arrive_at_once(home):
+    "Whoever follows a log sees an epoch when it ends"
+    words = [BIN/'sadlr_train', *shlex.split(f'{TRAIN} --epochs 200 --out followed')[1:]]
+    run = subprocess.Popen(words, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
+    try: seen = next(line for line in run.stdout if line.startswith('epoch '))
+    finally:
+        run.kill()
+        run.wait()
+    assert 'epoch 1 of 200' in seen
+
+def test_epochs_of_before_are_not_told_again(learner, tmp_path, capsys):
+    "Three epochs, stopped after the first: the resume tells two and three"
+    class Stop(GradientClip):
+        def before_epoch(self):
+            if self.epoch == 1: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): learner().fit(3, cbs=[Checkpoint(tmp_path), Stop()])
+    first = capsys.readouterr().out
+    learner().fit(3, cbs=Checkpoint(tmp_path, resume=True))
+    told = [re.fullmatch(EPOCH, line).groups() for line in (first + capsys.readouterr().out).splitlines()]
+    assert told == [('1', '3'), ('2', '3'), ('3', '3')]
+
+def test_what_silences_fastai_silences_the_lines(learner, capsys):
+    learn = learner()
+    with learn.no_logging(): learn.fit(1)
+    learn.validate()
+    learn.get_preds()
+    assert capsys.readouterr().out == ''
+    learn.fit(1, cbs=ShowGraphCallback())
+    with learn.no_bar(): learn.fit(1)
+    assert len(re.findall(EPOCH, capsys.readouterr().out)) == 2
+
+# Callbacks
+
+def test_early_end_is_an_end(home):
+    "A run that a callback ends early has its best model, its figure and its summary, and no state is left"
+    early = 'fastai.callback.tracker.EarlyStoppingCallback(monitor="P@0.9")'
+    code, said, errors = command(home, f"{TRAIN} --epochs 9 --out early --cbs '{early}'")
+    assert code == 0, errors
+    assert '2 of 9 epochs in' in said and {p.name for p in (home/'early').iterdir()} == {
+        'model', 'settings.json', 'history.csv', 'iterations.png'}
+
+def test_best_model_of_the_epoch_that_ended_the_fit(learner, tmp_path):
+    "What ends the fit comes after what keeps the model"
+    learn = learner(EarlyStoppingCallback('P@0.9'))
+    learn.fit(5, cbs=Checkpoint(tmp_path, monitor='train_loss'))
+    assert len(learn.recorder.values) == 2 and read_scores(tmp_path/'model')['epoch'] == 1
+
+def test_callbacks_of_fastai(learner):
+    learner(GradientClip(.1), SaveModelCallback('oIoU', fname='best')).fit(1)
+
+@pytest.mark.parametrize('names, told', {
+    'no.such.Callback': "No module named 'no'", 'fastai.callback.core.Nothing': "no attribute 'Nothing'",
+    'Callback': "'Callback' is not in a module", 'pathlib.Path': 'Path is no Callback of fastai',
+    'sadlr.callbacks.AuxiliaryLoss': "missing 1 required positional argument: 'weight'", 'a.b(': 'does not match',
+    'math.pi': 'float is no Callback', 'broken_module.cb': 'division by zero',
+    'fastai.callback.training.GradientClip(open("x"))': 'malformed node'}.items())
+def test_what_is_no_callback_is_told_before_anything_is_read(home, tmp_path, monkeypatch, names, told):
+    (tmp_path/'broken_module.py').write_text('1/0')
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=re.escape(told)) as error: sadlr_train(root=home/'nowhere', cbs=names)
+    assert str(error.value).startswith(f'cbs={names}: ') and '\n' not in str(error.value)
+    assert not (home/'nowhere').exists()
+
+def test_named_callbacks(tmp_path, monkeypatch):
+    (tmp_path/'my_callbacks.py').write_text('from fastai.callback.training import GradientClip\nfour = GradientClip(4.)\n'
+                                            'def make(): return [GradientClip(5.), four]\nthree = [GradientClip(3.)]')
+    monkeypatch.chdir(tmp_path)
+    text = 'my_callbacks.four,my_callbacks.make , my_callbacks.three,fastai.callback.training.GradientClip(max_norm=2.0)'
+    assert [cb.max_norm for cb in named_callbacks(text)] == [4, 5, 4, 3, 2]
+    assert named_callbacks(None) == named_callbacks('') == []
+
+def test_tensorboard(learner, tmp_path):
+    "Losses, rates and scores, read back; the training is that without it"
+    pytest.importorskip('tensorboard')
+    from fastai.callback.tensorboard import TensorBoardCallback
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+    plain, watched = learner(), learner(TensorBoardCallback(log_dir=tmp_path))
+    for learn in (plain, watched):
+        set_seed(1)
+        learn.fit(2)
+    written = EventAccumulator(str(tmp_path)).Reload()
+    assert [e.value for e in written.Scalars('oIoU')] == pytest.approx([row[8] for row in plain.recorder.values])
+    assert sorted({e.value for e in written.Scalars('lr_2')}) == pytest.approx(sorted(plain.recorder.lrs), rel=1e-6)
+    assert len(written.Images('Sample results')) == 2
+    assert watched.recorder.values == plain.recorder.values
+
+# Wrapped models
+
+class Around(nn.Module):
+    "A user's own module, under a name that is none of ours"
+    def __init__(self, inner):
+        super().__init__()
+        self.norm_of_mine = inner
+    def forward(self, *args): return self.norm_of_mine(*args)
+
+compiled = partial(torch.compile, backend='eager')
+
+def of_parts(model):
+    "Each part compiled alone, and a part of a part"
+    model.encoder.backbone = compiled(model.encoder.backbone)
+    for part in ('language', 'encoder', 'head'): setattr(model, part, compiled(getattr(model, part)))
+    return model
+
+def of_data_parallel_parts(model):
+    for part in ('language', 'encoder', 'head'): setattr(model, part, nn.DataParallel(getattr(model, part)))
+    return model
+
+@pytest.mark.parametrize('wrap', [compiled, nn.DataParallel, Around, nn.Sequential, AveragedModel, of_parts,
+                                  of_data_parallel_parts, lambda m: Around(nn.DataParallel(compiled(of_parts(m))))])
+def test_groups_however_nested(home, wrap):
+    "Each parameter is in the group of the part that owns it"
+    model = ReferSegmenter.from_pretrained(home/'start')
+    groups = [[p.shape for p in g['params']] for g in param_groups(model)]
+    assert all(groups)
+    wrapped = wrap(model)
+    assert [[p.shape for p in g['params']] for g in param_groups(wrapped)] == groups
+    assert [g['weight_decay'] for g in param_groups(wrapped)] == [1e-2, 0., 1e-2]
+    assert bare_model(wrapped).config['size'] == 'nano'
+
+def test_model_whose_parts_are_not_found(home):
+    with pytest.raises(ValueError, match='Linear contains no module with the parts language, encoder, head'):
+        param_groups(nn.Linear(2, 2))
+    flat = ReferSegmenter.from_pretrained(home/'start')
+    flat.register_parameter('_flat_param', nn.Parameter(torch.zeros(3))) # as FSDP has it
+    with pytest.raises(ValueError, match='use_orig_params=True'): param_groups(flat)
+
+def test_compiled_model_trains_as_it_is(learner, home, tmp_path):
+    "Fit, checkpointed blocks, best model, scores and a saved folder: those of the plain model"
+    runs = []
+    for name, wrap in ('plain', lambda m: m), ('compiled', compiled):
+        learn = learner(wrap=wrap, checkpoint=True)
+        with torch.compiler.set_stance('force_eager'): # the wrapper is there, and nothing waits for a compiler
+            learn.fit(1, cbs=Checkpoint(tmp_path/name))
+            samples = refer_samples(make_shapes(home/'data', n_images=12), 'val')
+            scores = evaluate(learn.model, samples, progress=False)
+        kept = ReferSegmenter.from_pretrained(tmp_path/name/'model')
+        runs.append((learn.recorder.values, scores, torch.cat([p.flatten() for p in kept.parameters()]).tolist()))
+    assert runs[0] == runs[1]
+
+def test_maps_of_a_wrapped_model():
+    options = dict(encoder_options=dict(depths=(1, 1, 1)), language_options=SIZES | dict(vocab_size=20))
+    model = create_model(head='cgan', size='nano', img_size=32, **options)
+    maps = supervised_maps(model)
+    assert supervised_maps(Around(nn.DataParallel(compiled(of_parts(model))))) == maps and len(maps) == 3
+
+# 16 bits on a CPU
+
+OLD_CPU = dict(ONEDNN_MAX_CPU_ISA='AVX2', ATEN_CPU_CAPABILITY='avx2') # what makes oneDNN and ATen forget newer arithmetic
+
+def test_emulated_16_bits_are_refused_in_one_line(home):
+    "On a CPU without bf16 the command says so before it reads anything"
+    code, said, error = command(home, f'{TRAIN} --root nowhere --out slow --precision bf16', **OLD_CPU)
+    if code == 0: pytest.skip('this processor cannot play one without bf16')
+    assert error == ("sadlr_train: precision 'bf16' is not supported by this CPU: use 'fp32', which is some twenty times "
+                     'faster\n') and said == ''
+    assert not (home/'nowhere').exists() and not (home/'slow').exists()
+    assert not emulated(torch.float32, torch.device('cpu')) and not emulated(torch.bfloat16, torch.device('meta'))
