@@ -25,11 +25,12 @@ from fastai.torch_core import default_device, set_seed
 from filelock import FileLock
 from matplotlib.figure import Figure
 
-from .checkpoint import replace_file
+from .checkpoint import OnlyFinite
 from .data.block import refer_dataloaders, refer_samples
 from .data.refer import Refer
 from .data.shapes import make_shapes
 from .evaluate import evaluate, read_published
+from .files import replace_file, writing
 from .learner import refer_learner
 from .models.build import ReferSegmenter, create_model
 
@@ -92,7 +93,7 @@ def train_system(
     dls = refer_dataloaders(refer, img_size=recipe.img_size, bs=recipe.bs, num_workers=workers,
                             device=default_device())
     model = create_model(size=recipe.size, img_size=recipe.img_size, tokenizer=dls.tokenizer, **options)
-    learn = refer_learner(dls, model, recipe.lr, metrics=[], cbs=WithoutValidation())
+    learn = refer_learner(dls, model, recipe.lr, metrics=[], cbs=[OnlyFinite(), WithoutValidation()])
     start = perf_counter()
     with learn.no_bar(), learn.no_logging():
         learn.fit(recipe.epochs, [recipe.language_lr*recipe.lr, recipe.lr, recipe.lr])
@@ -134,9 +135,9 @@ def add_run(
     with FileLock(path.with_suffix('.lock')):
         results, run = read_results(path), pd.DataFrame(rows).round(4)
         if ((results.system == run.system[0]) & (results.seed == run.seed[0])).any(): return
-        new = path.with_suffix('.new')
-        pd.concat([results, run] if len(results) else [run]).to_csv(new, index=False)
-        replace_file(new, path)
+        with writing(new := path.with_suffix('.new')):
+            pd.concat([results, run] if len(results) else [run]).to_csv(new, index=False)
+            replace_file(new, path)
 
 def check_recipe(
     path:Path, # of the CSV file
@@ -147,15 +148,18 @@ def check_recipe(
     record = path.with_suffix('.json')
     if path.exists() and not record.exists(): raise ValueError(f'{record} is missing: with what was {path} made?')
     if record.exists():
-        if (kept := json.loads(record.read_text())['recipe']) != asdict(recipe):
-            raise ValueError(f'{path} was made with {kept}: choose another file for {asdict(recipe)}')
+        try: kept = json.loads(record.read_text('utf-8-sig'))['recipe']
+        except (ValueError, TypeError, LookupError) as e: raise ValueError(f'{record} names no recipe: {e}') from e
+        if kept != asdict(recipe): raise ValueError(f'{path} was made with {kept}: choose another file for {asdict(recipe)}')
         return
     used = 'sadlr', 'torch', 'timm', 'transformers', 'fastai'
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     path.parent.mkdir(parents=True, exist_ok=True)
-    record.write_text(json.dumps(dict(
-        recipe=asdict(recipe), versions={name: version(name) for name in used}, device=device, cores=os.cpu_count(),
-        threads=torch.get_num_threads()), indent=2) + '\n')
+    facts = dict(recipe=asdict(recipe), versions={name: version(name) for name in used}, device=device,
+                 cores=os.cpu_count(), threads=torch.get_num_threads())
+    with writing(new := path.with_suffix('.json.new')):
+        new.write_text(json.dumps(facts, indent=2) + '\n')
+        replace_file(new, record)
 
 # %% ../nbs/46_experiments.ipynb #5bf1d891
 def missing_runs(
@@ -185,7 +189,9 @@ def run_table(
     refer = make_shapes(root, recipe.n_images, recipe.img_size, level=recipe.level)
     for options, seed in missing_runs(systems, seeds, path):
         name = system_name(options)
-        model, seconds = train_system(options, recipe, refer, seed, workers)
+        try: model, seconds = train_system(options, recipe, refer, seed, workers)
+        except FloatingPointError as e: # what fastai says of the callback stands before it
+            raise FloatingPointError(f'{name}, seed {seed}: ' + str(e).rpartition('\n\t')[-1]) from e
         rows = [dict(system=name, seed=seed) | row | dict(seconds=round(seconds)) for row in score_system(model, refer)]
         model.save_pretrained(out/name/str(seed))
         add_run(path, rows)
