@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['tensors_of', 'save_state', 'load_state', 'save_scored', 'read_scores', 'random_state', 'set_random_state',
-           'learner_state', 'check_moments', 'load_learner_state', 'check_finite', 'OnlyFinite', 'Checkpoint',
-           'check_state', 'skip']
+           'learner_state', 'check_moments', 'load_learner_state', 'check_finite', 'stop_training', 'OnlyFinite',
+           'Checkpoint', 'check_state', 'skip']
 
 # %% ../nbs/43_checkpoint.ipynb #88fab979
 import json
@@ -149,6 +149,14 @@ def check_finite(
     for name, tensor in tensors_of(state):
         if tensor.is_floating_point() and not tensor.isfinite().all(): raise FloatingPointError(f'{name} is not finite')
 
+def stop_training(
+    learn,    # a `Learner` in a fit
+    what:str, # is not finite
+):
+    "Raise a FloatingPointError that says what is wrong, where the training is, and what helps"
+    place = f'epoch {learn.epoch}, batch {learn.iter + 1} of {learn.n_iter}, lr {learn.opt.hypers[-1]["lr"]:.3g}'
+    raise FloatingPointError(f'{what} ({place}): take a lower learning rate, or more bits than those of fp16')
+
 class OnlyFinite(Callback):
     "Stop a training with a FloatingPointError before a step that is not finite"
     order, run_valid = MixedPrecision.order - 1, False # after the parts of a batch and of a loss, before any scale
@@ -160,18 +168,14 @@ class OnlyFinite(Callback):
     def before_step(self):
         loss, scaler = torch.stack(self.losses).sum(), getattr(self.learn, 'scaler', None)
         self.losses = []
-        if not loss.isfinite(): self.stop(f'the loss is {loss.item()}')
+        if not loss.isfinite(): stop_training(self.learn, f'the loss is {loss.item()}')
         if scaler is not None and scaler.is_enabled(): return # it leaves out a step that overflows
         norms = [p.grad.norm(dtype=torch.float32) for p in self.model.parameters() if p.grad is not None]
-        if not torch.stack(norms).sum().isfinite(): self.stop('a gradient is not finite')
+        if not torch.stack(norms).sum().isfinite(): stop_training(self.learn, 'a gradient is not finite')
 
     def after_train(self):
         try: check_finite(get_model(self.model).state_dict())
-        except FloatingPointError as error: self.stop(f'after the epoch {error}')
-
-    def stop(self, what):
-        place = f'epoch {self.epoch}, batch {self.iter + 1} of {self.n_iter}, lr {self.opt.hypers[-1]["lr"]:.3g}'
-        raise FloatingPointError(f'{what} ({place}): take a lower learning rate, or more bits than those of fp16')
+        except FloatingPointError as error: stop_training(self.learn, str(error))
 
 # %% ../nbs/43_checkpoint.ipynb #c2c30363
 class Checkpoint(TrackerCallback):
@@ -263,7 +267,8 @@ def save(self:Checkpoint,
 ):
     "Write the state of all processes; one with a number that is not finite is an error, and the older one stays"
     state = learner_state(self.learn)
-    check_finite(state)
+    try: check_finite(state)
+    except FloatingPointError as error: stop_training(self.learn, str(error))
     everyone, rec, self.due = gather_object([random_state()]), self.recorder, False
     if not PartialState().is_main_process: return
     record = dict(rows=self.rows, lrs=[float(lr) for lr in rec.lrs], losses=torch.stack(rec.losses),

@@ -181,7 +181,7 @@ def command(
         try: return run(**options)
         except (ValueError, OSError, FloatingPointError) as error:
             stopped = isinstance(error, (NotWritten, FloatingPointError)) or getattr(error, 'errno', None) in NO_ROOM
-            sys.exit(f'{func.__name__}: {one_line(error)}{advice(options, error)*stopped}')
+            sys.exit(f'{func.__name__}: {one_line(error)}' + (advice(options, error) if stopped else ''))
         finally:
             for number, handler in before.items(): signal.signal(number, handler)
     return shell
@@ -386,6 +386,7 @@ def start_model(
     if s.head == 'sadlr': model.head.iterations = s.iterations
     decided = 'encoder', 'head', 'size', 'img_size', 'language', *['encoder_options']*bool(s.start)
     vars(s).update({name: model.config[name] for name in decided})
+    if s.start: s.head_options = {name: v for name, v in model.config['head_options'].items() if name != 'iterations'}
     check_idle(s, 'bert_layers', 'bert_dropout')
     if s.checkpoint and not any(isinstance(m, CHECKPOINTED) for m in model.modules()):
         raise ValueError('checkpoint: leave it out, this model has no block that can be computed again')

@@ -32,7 +32,8 @@ def train(root, tmp_path, monkeypatch):
     "`sadlr_train` as its console script would run it; the folder of the run"
     def run(line):
         out = tmp_path/f'run{len(list(tmp_path.iterdir()))}'
-        words = f'sadlr_train --root {root} --n_images 30 --out {out} --workers 0 {line}'.split() # the last of two wins
+        made = '' if '--dataset refcoco' in line else '--n_images 30'
+        words = f'sadlr_train --root {root} {made} --out {out} --workers 0 {line}'.split() # the last of two wins
         monkeypatch.setattr(sys, 'argv', words)
         sadlr_train()
         return out
@@ -52,7 +53,7 @@ def test_only_the_data_set_differs(train):
     assert history(runs[0]) == history(runs[1])
     told = [json.loads((run/'settings.json').read_text()) for run in runs]
     differ = {name for name, value in told[0]['options'].items() if value != told[1]['options'][name]}
-    assert differ == {'dataset', 'split_by', 'out'} and told[0]['data'] == told[1]['data']
+    assert differ == {'dataset', 'split_by', 'out', 'n_images', 'data_seed'} and told[0]['data'] == told[1]['data']
 
 def test_tiny_trains_two_epochs(train, tmp_path):
     "Swin-T and BERT-base by the options of RefCOCO"
