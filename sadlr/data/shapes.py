@@ -20,6 +20,7 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from tqdm.auto import tqdm
+from ..disk import replace_file, writing
 from .refer import Refer
 
 # %% ../../nbs/11_data.shapes.ipynb #127674d1
@@ -294,9 +295,16 @@ def resolve(
 
 # %% ../../nbs/11_data.shapes.ipynb #bc3302ae
 def _write(path, data):
-    part = path.with_name(path.name + '.part')
-    part.write_bytes(data)
-    os.replace(part, path)
+    part = path.with_name(f'{path.name}.{os.getpid()}.part') # another process may make the same shapes
+    with writing(part, len(data)):
+        part.write_bytes(data)
+        replace_file(part, path)
+
+def _write_image(path, pixels):
+    part = path.with_name(f'{path.name}.{os.getpid()}.part') # no flush: thousands of them take long
+    with writing(part):
+        Image.fromarray(pixels).save(part, format='PNG')
+        os.replace(part, path)
 
 def _annotate(mask, look, **ids):
     (shape,colour,size),(y,x) = look,np.nonzero(mask)
@@ -316,7 +324,7 @@ def write_scenes(
     for i in tqdm(range(info['n_images']), desc='shapes', disable=None):
         scene = draw_scene(info['seed'], i, size)
         images.append(dict(id=i, file_name=f'{i:06}.png', height=size, width=size))
-        Image.fromarray(scene.image).save(folder/'images'/images[-1]['file_name'])
+        _write_image(folder/'images'/images[-1]['file_name'], scene.image)
         for mask,look in zip(scene.masks, scene.looks):
             annotations.append(_annotate(mask, look, id=len(annotations), image_id=i))
     categories = [dict(id=i, name=name, supercategory='shape') for i,name in enumerate(SHAPES, 1)]
