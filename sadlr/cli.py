@@ -6,7 +6,7 @@
 __all__ = ['LIMITS', 'NO_ROOM', 'RECIPES', 'COMMON', 'LOSSES', 'FREE_OPTIONS', 'end_on_signals', 'json_arg', 'not_empty',
            'read_options', 'check_range', 'one_line', 'command', 'score_table', 'sadlr_shapes', 'iteration_figure',
            'usual_partition', 'idle_options', 'train_settings', 'check_idle', 'check_parts', 'check_settings',
-           'check_weights', 'make_callback', 'named_callbacks', 'open_data', 'new_model', 'start_model',
+           'check_weights', 'make_callback', 'named_callbacks', 'open_data', 'try_model', 'new_model', 'start_model',
            'check_vocabulary', 'training_loaders', 'own_folder', 'check_folder', 'begun_options', 'check_resumed',
            'check_best', 'write_settings', 'run_summary', 'next_commands', 'go_on', 'run_training', 'finish_run',
            'sadlr_train', 'published_table', 'load_model', 'sadlr_evaluate', 'sadlr_predict', 'sadlr_data',
@@ -125,7 +125,7 @@ def read_options(
 ) -> dict:           # parameter -> value
     "What a command line says about the parameters of `func`; `--img_size` and `--img-size` are one option"
     parser, known = anno_parser(func, prog=func.__name__), signature(func).parameters
-    parser.error = lambda message: parser.exit(2, f'{parser.prog}: {message}; --help names all options\n')
+    parser.error = lambda message: parser.exit(2, f'{parser.prog}: {" ".join(message.split())}; --help names all options\n')
     for action in {*parser._option_string_actions.values()}:
         if action.type: action.type = not_empty(action.type)
     spelling = {option.replace('_', '-'): option for option in parser._option_string_actions}
@@ -274,10 +274,12 @@ def check_parts(
     value,    # of JSON
 ):
     "Raise a ValueError for a number that no part of a model can have"
-    for one in value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else []:
+    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else []
+    for key, one in inside:
         check_parts(name, one)
-        if isinstance(one, (int, float)) and not 0 <= one <= 10_000:
-            raise ValueError(f'{name}={value}: its numbers are 0 at least, and 10000 at most')
+        if isinstance(one, bool) or not isinstance(one, (int, float)): continue
+        least = 0 if 'drop' in str(key) else 1e-9 # only a rate of dropout may be 0
+        if not least <= one <= 10_000: raise ValueError(f'{name}={value}: {key} is not between 0 and 10000')
 
 def check_settings(
     s:SimpleNamespace, # of `train_settings`
@@ -354,18 +356,31 @@ def open_data(
     refers = [Refer(s.root, *names) for names in zip(datasets, partitions)]
     return Joint(refers) if len(refers) > 1 else refers[0]
 
+@torch.no_grad()
+def try_model(
+    model:ReferSegmenter, # new, in training mode
+):
+    "Ask a model once: some options fit together when it is built and not when it is used"
+    size, ids = model.config['img_size'], torch.ones(1, 2, dtype=torch.long)
+    try: model.eval()(torch.zeros(1, 3, size, size), ids, torch.ones_like(ids))
+    finally: model.train()
+
 def new_model(
     s:SimpleNamespace, # of `train_settings`
     tokenizer,         # or where to find it
     head_options:dict, # with the number of iterations
 ) -> ReferSegmenter:
     "A model that has not learnt anything yet, or a ValueError that names the options it cannot be built with"
-    try: return create_model(s.encoder, s.head, s.size, s.img_size, s.pretrained, s.language, tokenizer,
+    given = {name: value for name in ('encoder_options', 'head_options') if (value := getattr(s, name))}
+    try:
+        model = create_model(s.encoder, s.head, s.size, s.img_size, s.pretrained, s.language, tokenizer,
                              s.encoder_options, head_options)
-    except (RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:
-        if not (s.encoder_options or s.head_options): raise
-        given = f'encoder_options={s.encoder_options}, head_options={s.head_options}'
-        raise ValueError(f'{given}: there is no such model ({one_line(error)[:200]})') from error
+        if given: try_model(model)
+    except (ValueError, RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:
+        if not given or isinstance(error, ValueError) and any(name in str(error) for name in given): raise
+        told = ', '.join(f'{name}={value}' for name, value in given.items())
+        raise ValueError(f'{told}: there is no such model ({one_line(error)[:200]})') from error
+    return model
 
 def start_model(
     s:SimpleNamespace, # of `train_settings`; what the weights decide is entered
