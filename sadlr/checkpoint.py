@@ -135,7 +135,8 @@ def load_learner_state(
     model = get_model(learn.model)
     check_fit(own := model.state_dict(), state['model'], 'the model in it')
     if other := [name for name, t in own.items() if state['model'][name].dtype != t.dtype]:
-        raise ValueError(f"the model in it has {other[0]} as {state['model'][other[0]].dtype}, not {own[other[0]].dtype}")
+        kinds = [tensors[other[0]].dtype for tensors in (state['model'], own)]
+        raise ValueError(f'the model in it has {other[0]} as {kinds[0]}, not {kinds[1]}')
     check_moments(sum(map(list, learn.opt.param_lists), []), state['opt'])
     model.load_state_dict(state['model'])
     learn.opt.load_state_dict(state['opt'])

@@ -125,7 +125,8 @@ def read_options(
 ) -> dict:           # parameter -> value
     "What a command line says about the parameters of `func`; `--img_size` and `--img-size` are one option"
     parser, known = anno_parser(func, prog=func.__name__), signature(func).parameters
-    parser.error = lambda message: parser.exit(2, f'{parser.prog}: {" ".join(message.split())}; --help names all options\n')
+    def fail(message): parser.exit(2, f'{parser.prog}: {" ".join(message.split())}; --help names all options\n')
+    parser.error = fail
     for action in {*parser._option_string_actions.values()}:
         if action.type: action.type = not_empty(action.type)
     spelling = {option.replace('_', '-'): option for option in parser._option_string_actions}
@@ -244,7 +245,8 @@ def idle_options(
         idle |= dict.fromkeys([*own, *('tokenizer', 'head_options')*saved], f'{s.start} has its own')
     if s.head != 'sadlr': idle['iterations'] = f'the head {s.head!r} has none'
     if s.language not in (None, 'bert'):
-        idle |= dict.fromkeys(('bert_layers', 'bert_dropout'), f'it is for BERT, and the language encoder is {s.language!r}')
+        why = f'it is for BERT, and the language encoder is {s.language!r}'
+        idle |= dict.fromkeys(('bert_layers', 'bert_dropout'), why)
     return idle
 
 def train_settings(
@@ -303,7 +305,8 @@ def check_settings(
         by = f' by each of {n} processes' if n > 1 else ''
         raise ValueError(f'bs={s.bs} cannot be computed in accumulate={s.accumulate} equal parts{by}')
     check_weights(s)
-    if s.precision != 'fp32' and (trouble := precision_trouble(s.precision, launched().device)): raise ValueError(trouble)
+    trouble = precision_trouble(s.precision, launched().device) if s.precision != 'fp32' else ''
+    if trouble: raise ValueError(trouble)
 
 def check_weights(
     s:SimpleNamespace, # of `train_settings`
@@ -478,7 +481,8 @@ def begun_options(
     else:
         if isinstance(options, dict) and options: return options
         reason = 'it holds no options'
-    raise ValueError(f'{file} does not say how the run was begun ({reason}): bring it back, or remove {out} to begin again')
+    told = f'{file} does not say how the run was begun ({reason})'
+    raise ValueError(f'{told}: bring it back, or remove {out} to begin again')
 
 def check_resumed(
     s:SimpleNamespace, # of `train_settings`
@@ -523,7 +527,8 @@ def run_summary(
     "How long a run took, and how good its best model is"
     best, n = read_scores(Path(s.out)/'model'), len(seconds)
     epochs = f'{n} epochs' if n == s.epochs else f'{n} of {s.epochs} epochs'
-    return f"{epochs} in {format_time(sum(seconds))}; best: epoch {int(best['epoch']) + 1}, oIoU {best['oIoU']:.2f} on val"
+    reached = f"best: epoch {int(best['epoch']) + 1}, oIoU {best['oIoU']:.2f} on val"
+    return f'{epochs} in {format_time(sum(seconds))}; {reached}'
 
 def next_commands(
     s:SimpleNamespace, # of `train_settings`
@@ -553,7 +558,8 @@ def go_on(
                 'trains it further with another --lr and --out']*model.exists()
         return ''.join(f'; {one}' for one in kept)
     if state.exists(): return f'; {state} has the state of the run: the same command with --resume goes on'
-    return f'; the run in {out} has ended' if model.exists() else f'; no state is in {out} yet: the same command begins again'
+    if model.exists(): return f'; the run in {out} has ended'
+    return f'; no state is in {out} yet: the same command begins again'
 
 def run_training(
     s:SimpleNamespace, # of `train_settings`
@@ -754,7 +760,8 @@ def sadlr_experiment(
     "Train and score the systems of a table of the paper on shapes, and print mean and deviation of their oIoU"
     known = tables(64 if size == 'nano' else 4*pick('size', size, SIZES)['embed_dim'])
     chosen = known.values() if table == 'all' else [pick('table', table, known)]
-    if not re.fullmatch(r'[0-9]{1,10}(,[0-9]{1,10})*', seeds): raise ValueError(f'seeds={seeds!r}: give numbers like 0,1,2')
+    if not re.fullmatch(r'[0-9]{1,10}(,[0-9]{1,10})*', seeds):
+        raise ValueError(f'seeds={seeds!r}: give numbers like 0,1,2')
     for seed in seeds.split(','): check_range(*LIMITS['seed'], seeds=int(seed))
     if img_size % 4: raise ValueError(f'img_size={img_size}: it takes a multiple of 4')
     if not lr: raise ValueError(f'lr={lr}: it takes more than 0')

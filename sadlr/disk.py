@@ -41,11 +41,12 @@ def not_written(
     path:Path,       # of the file or the folder
     error:Exception, # the reason
     size:int=0,      # bytes that it takes; 0: unknown
+    free:int=0,      # bytes that there were for it
 ) -> NotWritten:
-    "An error of one line, with what is free where there is no room"
+    "An error of one line, with what is missing where there is no room"
     told = ' '.join(str(getattr(error, 'strerror', None) or error).split())
     if size and getattr(error, 'errno', None) == errno.ENOSPC:
-        told += f'; it takes {size/1e6:.1f} MB, and {shutil.disk_usage(path.parent).free/1e6:.1f} MB are free'
+        told += f'; it takes {size/1e6:.1f} MB, and {free/1e6:.1f} MB are free'
     failure = NotWritten(f'{path} was not written: {told}')
     failure.errno = getattr(error, 'errno', None)
     return failure
@@ -72,7 +73,9 @@ def writing(
     "Turn whatever keeps `path` from being written into an error of one line that names it"
     try: yield
     except Exception as error:
-        reason = refusal(error, path)
+        reason, parts = refusal(error, path), [path, *path.glob('*')]
+        written = sum(part.stat().st_size for part in parts if part.is_file())
+        free = written + shutil.disk_usage(path.parent).free if path.parent.is_dir() else 0
         with suppress(OSError): shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         if isinstance(error, NotWritten): raise
-        raise not_written(path, reason, size) from error
+        raise not_written(path, reason, size, free) from error

@@ -150,8 +150,8 @@ def check_recipe(
     if record.exists():
         try: kept = json.loads(record.read_text('utf-8-sig'))['recipe']
         except (ValueError, TypeError, LookupError) as e: raise ValueError(f'{record} names no recipe: {e}') from e
-        if kept != asdict(recipe): raise ValueError(f'{path} was made with {kept}: choose another file for {asdict(recipe)}')
-        return
+        if kept == asdict(recipe): return
+        raise ValueError(f'{path} was made with {kept}: choose another file for {asdict(recipe)}')
     used = 'sadlr', 'torch', 'timm', 'transformers', 'fastai'
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -49,23 +49,22 @@ def shell(home, monkeypatch):
     return run
 
 def assert_one_line(command, code, said):
-    if code: assert said.startswith(f'{command}: ') and len(said.splitlines()) == 1 and len(said) > len(command) + 8, said
+    if code: assert said.startswith(f'{command}: ') and len(said.splitlines()) == 1 and len(said) > 24, said
 
 # --- options that cannot act
 
 IDLE = [
     *(f'sadlr_train --n_images 20 --start sadlr --{option}' for option in (
-        'tokenizer words', 'size nano', 'size tiny', 'language bert', 'language gru', 'pretrained true', 'pretrained false',
-        'encoder lavt', 'encoder_options {"channels":64}', 'head_options {"update":"replace"}')),
+        'tokenizer words', 'size nano', 'size tiny', 'language bert', 'language gru', 'pretrained true',
+        'pretrained false', 'encoder lavt', 'encoder_options {"channels":64}', 'head_options {"update":"replace"}')),
     'sadlr_train --n_images 20 --start x.pth --size base', 'sadlr_train --n_images 20 --start x.pth --language bert',
     'sadlr_train --dataset refcoco --n_images 20', 'sadlr_train --dataset refcoco --data_seed 0',
     'sadlr_train --dataset shapes,refcoco --n_images 2000', 'sadlr_train --head classifier --iterations 3',
     'sadlr_train --head cgan --iterations 3', 'sadlr_train --start cgan --head cgan --iterations 2',
     'sadlr_train --language gru --bert_layers 1', 'sadlr_train --language gru --bert_dropout 0',
     'sadlr_train --n_images 20 --head classifier --auxiliary 1',
-    'sadlr_evaluate --root data --predictions masks.json --model sadlr', 'sadlr_evaluate --root data --predictions masks.json --bs 64',
-    'sadlr_evaluate --root data --predictions masks.json --workers 0', 'sadlr_evaluate --root data --predictions masks.json --sentence raw',
-    'sadlr_evaluate --root data --predictions masks.json --shuffle', 'sadlr_evaluate --root data --predictions masks.json --save new',
+    *(f'sadlr_evaluate --root data --predictions masks.json --{option}' for option in (
+        'model sadlr', 'bs 64', 'workers 0', 'sentence raw', 'shuffle', 'save new')),
     'sadlr_profile --passes 0 --device cpu', 'sadlr_train --pdb', 'sadlr_predict a b --xtra c']
 
 @pytest.mark.parametrize('line', IDLE)
@@ -73,7 +72,7 @@ def test_option_that_cannot_act(shell, line):
     command, *words = line.split()
     code, said = shell(command, *words)
     option = [word for word in words if word.startswith('--')][-1].removeprefix('--')
-    assert code and option.removesuffix('s') in said.replace('maps', option), said
+    assert code and (option.split()[0] in said or 'no maps to supervise' in said), said
     assert_one_line(command, code, said)
 
 def test_blocks_that_do_not_exist(shell):
@@ -83,14 +82,16 @@ def test_blocks_that_do_not_exist(shell):
     assert code == 1 and 'checkpoint: leave it out' in said
 
 ACTING = [
-    'sadlr_train --n_images 20 --start sadlr --iterations 2 --img_size 64', 'sadlr_train --n_images 20 --start cgan --head cgan --auxiliary 1',
-    'sadlr_train --n_images 20 --data_seed 0 --encoder lavt --iterations 2 --language bert --size nano --tokenizer words --bert_layers 1',
+    'sadlr_train --n_images 20 --start sadlr --iterations 2 --img_size 64',
+    'sadlr_train --n_images 20 --start cgan --head cgan --auxiliary 1',
+    'sadlr_train --n_images 20 --data_seed 0 --encoder lavt --iterations 2 --language bert --size nano --bert_layers 1',
     'sadlr_train --n_images 20 --checkpoint --accumulate 2 --save_every 3 --wd 0 --language_lr 0 --bs 8',
-    'sadlr_evaluate --root data --model sadlr --bs 8 --workers 0 --sentence sent', 'sadlr_profile nano --size nano --passes 1 --device cpu']
+    'sadlr_evaluate --root data --model sadlr --bs 8 --workers 0 --sentence sent',
+    'sadlr_profile --size nano --passes 1 --device cpu']
 
 @pytest.mark.parametrize('line', ACTING)
 def test_option_that_acts(shell, line):
-    command, *words = line.replace('profile nano', 'profile').split()
+    command, *words = line.split()
     assert shell(command, *words) == (0, '')
 
 def test_settings_hold_what_acts(home):
@@ -98,7 +99,8 @@ def test_settings_hold_what_acts(home):
     s = train_settings(dataset='refcoco')
     assert (s.n_images, s.data_seed, s.iterations, s.tokenizer) == (None, None, 3, 'bert-base-uncased')
     s = train_settings(start='somewhere', head='cgan')
-    assert {getattr(s, name) for name in ('encoder', 'size', 'language', 'pretrained', 'tokenizer', 'iterations')} == {None}
+    own = 'encoder', 'size', 'language', 'pretrained', 'tokenizer', 'iterations'
+    assert {getattr(s, name) for name in own} == {None}
     assert train_settings(start='somewhere', tokenizer='words').tokenizer == 'words'
     s = train_settings()
     assert (s.n_images, s.data_seed, s.encoder, s.iterations, s.language) == (2000, 0, 'lavt', 3, 'bert')
@@ -134,9 +136,12 @@ def test_numbers_that_can_mean_nothing(shell, option, values):
             assert code and option in said.replace('-', '_'), (command, value, said)
             assert_one_line(command, code, said)
 
-@pytest.mark.parametrize('option', ['{"channels": -1}', '{"channels": 0}', '{"channels": 1e30}', '{"channels": NaN}', '{"channels": "x"}',
-                                    '{"channels": 1.5}', '{"depths": [2]}', '{"depths": []}', '{"num_heads": [0, 0, 0, 0]}', '{"window_size": 0}',
-                                    '{"fusion_heads": 0}', '{"embed_dim": null}', '{"depths": [[-1]]}', '{"pretrained": true}', '{"": 1}', '['*10**5])
+PARTS = ('{"channels": -1}', '{"channels": 0}', '{"channels": 1e30}', '{"channels": NaN}', '{"channels": "x"}',
+         '{"channels": 1.5}', '{"depths": [2]}', '{"depths": []}', '{"num_heads": [0, 0, 0, 0]}', '{"window_size": 0}',
+         '{"fusion_heads": 0}', '{"embed_dim": null}', '{"depths": [[-1]]}', '{"pretrained": true}', '{"": 1}',
+         '['*10**5)
+
+@pytest.mark.parametrize('option', PARTS, ids=lambda text: text[:24])
 def test_parts_that_cannot_be_built(shell, option):
     code, said = shell('sadlr_train', '--n_images', 20, f'--encoder_options={option}')
     assert code and 'encoder_options' in said.replace('-', '_') and len(said) < 1000, said
@@ -144,12 +149,16 @@ def test_parts_that_cannot_be_built(shell, option):
 
 # --- any line
 
-WORDS = ['', ' ', '\t', 'NULL', '\u200b', '-1', '0', '1', '3', '20', '1e30', 'nan', 'NaN', 'inf', '-inf', HUGE, '9'*5000, '0.5', 'true', 'None', '[]',
-         '{}', '{"channels": -1}', '{"iterations": 2}', '{"a": {"b": [1e999]}}', '../..', '/', '.', '/dev/null', 'a,b', ',', ',,', '💥', '\udcff', 'shapes',
-         'sadlr', 'masks.json', 'data', '--', '-', '%s', '{0}', 'a\nb', '²', 'x'*5000, '\0', 'all', 'nano', 'lavt', 'words', "'", '"', '*', 'a=b', '=']
-LINES = dict(sadlr_predict=['data/shapes/images/000000.png', 'the star', '--model', 'sadlr'], sadlr_data=['check', 'data'],
-             sadlr_experiment=['update', '--root', 'data'], sadlr_train=['--n_images', '20', '--size', 'nano', '--out', 'fuzz'],
-             sadlr_evaluate=['--model', 'sadlr'], sadlr_profile=['--size', 'nano', '--passes', '0'], sadlr_shapes=['--root', 'data'])
+WORDS = ['', ' ', '\t', 'NULL', '\u200b', '-1', '0', '1', '3', '20', '1e30', 'nan', 'NaN', 'inf', '-inf', HUGE,
+         '9'*5000, '0.5', 'true', 'None', '[]',  '{}', '{"channels": -1}', '{"iterations": 2}',
+         '{"a": {"b": [1e999]}}', '../..', '/', '.', '/dev/null', 'a,b', ',', ',,', '💥', '\udcff',
+         'shapes',  'sadlr', 'masks.json', 'data', '--', '-', '%s', '{0}', 'a\nb', '²', 'x'*5000, '\0', 'all',
+         'nano', 'lavt', 'words', "'", '"', '*', 'a=b', '=']
+LINES = dict(
+    sadlr_predict=['data/shapes/images/000000.png', 'the star', '--model', 'sadlr'], sadlr_data=['check', 'data'],
+    sadlr_experiment=['update', '--root', 'data'], sadlr_evaluate=['--model', 'sadlr'],
+    sadlr_train=['--n_images', '20', '--size', 'nano', '--out', 'fuzz'], sadlr_shapes=['--root', 'data'],
+    sadlr_profile=['--size', 'nano', '--passes', '0'])
 
 def mutated(line, options, draw):
     "A line with something wrong: words exchanged, put in, left out, repeated; options with any value"
