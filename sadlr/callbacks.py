@@ -40,7 +40,7 @@ def emulated(
     device:torch.device,
 ) -> bool:
     "Whether products of a type have to be emulated, which is many times slower than float32"
-    if device.type == 'cuda' and dtype == torch.bfloat16: return not torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == 'cuda': return dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(False)
     if device.type != 'cpu': return False
     def seconds(x):
         start = time.perf_counter()
@@ -202,4 +202,5 @@ def say(self:EpochLines,
     rate = self.seen*(num_distrib() or 1)/self.seconds
     memory = peak_memory(next(self.model.parameters()).device)/2**30
     print(f'epoch {self.epoch + 1} of {self.n_epoch}: {", ".join(self.scores(log))}; {format_time(seconds)}, '
-          f'{rate:.3g} samples/s, {format_time(seconds*left)} left, peak {memory:.2f} GiB', flush=True)
+          f'{rate:.{0 if rate >= 10 else 1}f} samples/s, {format_time(seconds*left)} left, '
+          f'peak {memory:.2f} GiB', flush=True)

@@ -204,7 +204,8 @@ def check_settings(
         raise ValueError(f'no pretrained weights for size {s.size!r}: use --pretrained false, or one of {sizes}')
     if s.language == 'auto' and not (s.start or s.pretrained and s.tokenizer != 'words'):
         raise ValueError("language 'auto' starts from trained weights: --pretrained true --tokenizer THEIR-NAME")
-    if s.precision != 'fp32' and (trouble := precision_trouble(s.precision, launched().device)): raise ValueError(trouble)
+    if s.precision != 'fp32' and (trouble := precision_trouble(s.precision, launched().device)):
+        raise ValueError(trouble)
     if not s.start: check_bert(s)
 
 # %% ../nbs/51_cli.ipynb #51be433c
@@ -338,7 +339,8 @@ def run_summary(
     "How long a run took, and how good its best model is"
     best, n = read_scores(Path(s.out)/'model'), len(seconds)
     epochs = f'{n} epochs' if n == s.epochs else f'{n} of {s.epochs} epochs'
-    return f"{epochs} in {format_time(sum(seconds))}; best: epoch {int(best['epoch']) + 1}, oIoU {best['oIoU']:.2f} on val"
+    best_of_all = f"epoch {int(best['epoch']) + 1}, oIoU {best['oIoU']:.2f} on val"
+    return f'{epochs} in {format_time(sum(seconds))}; best: {best_of_all}'
 
 def next_commands(
     s:SimpleNamespace, # of `train_settings`
