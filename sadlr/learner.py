@@ -19,7 +19,8 @@ from fastai.torch_core import get_model
 from fastcore.foundation import L
 from torch import nn
 
-from .callbacks import Accumulate, ActivationCheckpointing, EpochLines, HalfPrecision, bare_model
+from .callbacks import (Accumulate, ActivationCheckpointing, EpochLines, HalfPrecision, SkippedEpochs,
+                             bare_model)
 from .losses import IterativeDiceLoss
 from .metrics import refer_metrics
 from .models.build import ReferSegmenter
@@ -105,7 +106,7 @@ def refer_learner(
 ) -> Learner:
     "A `Learner` that trains as the paper does (section 4.2)"
     if precision not in PRECISIONS: raise ValueError(f'precision={precision!r}: choose one of {PRECISIONS}')
-    own = L(EpochLines(), WithoutGraph(), PolySchedule(parts=parts))
+    own = L(EpochLines(), SkippedEpochs(), WithoutGraph(), PolySchedule(parts=parts))
     own += L(HalfPrecision(precision) if precision != 'fp32' else None)
     own += L(Accumulate(parts) if parts > 1 else None) + L(ActivationCheckpointing() if checkpoint else None)
     if metrics is None: metrics = refer_metrics(get_model(bare_model(model).head).iterations)
