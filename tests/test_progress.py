@@ -67,7 +67,7 @@ def test_a_line_per_epoch_and_what_to_type_next(home):
     assert [re.fullmatch(EPOCH, line).groups() for line in epochs] == [('1', '2'), ('2', '2')]
     *_, summary, next_, score, show, last = said.splitlines()
     best = read_scores(home/'my run'/'model')
-    assert re.fullmatch(rf"2 epochs in \d\d:\d\d; best: epoch {best['epoch'] + 1:.0f}, oIoU {best['oIoU']:.2f} on val", summary)
+    assert re.fullmatch(rf"2 of 2 epochs in \d\d:\d\d; best: epoch {best['epoch'] + 1:.0f}, oIoU {best['oIoU']:.2f} on val", summary)
     assert next_ == 'next:' and last.startswith("written to my run: ")
     table = said[said.index('iteration '):said.index(summary)]
     code, scored, errors = command(home, score)

@@ -213,8 +213,7 @@ def tensorboard_log(x:tuple, y:TensorReferMask, samples, outs, writer, step):
 @dispatch
 def wandb_process(x:tuple, y:TensorReferMask, samples, outs, preds):
     "The pictures of `show_results` for `WandbCallback`"
-    import wandb # which the callback has imported
-    return {'Sample results': wandb.Image(_results_figure(x, y, samples, outs))}
+    return {'Sample results': _results_figure(x, y, samples, outs)}
 
 # %% ../../nbs/12_data.block.ipynb #9f4026f9
 def refer_dataloaders(
