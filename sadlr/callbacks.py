@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['CHECKPOINTED', 'PARTS', 'emulated', 'precision_trouble', 'HalfPrecision', 'Accumulate', 'checkpoint_blocks',
            'ActivationCheckpointing', 'bare_model', 'supervised_maps', 'AuxiliaryLoss', 'on_screen', 'peak_memory',
-           'EpochLines']
+           'EpochLines', 'SkippedEpochs']
 
 # %% ../nbs/39_callbacks.ipynb #fd5d60d4
 import sys
@@ -19,9 +19,11 @@ except ImportError: resource = None # on Windows
 import torch
 from fastai.callback.core import Callback, CancelBatchException, CancelTrainException
 from fastai.callback.fp16 import AMPMode, MixedPrecision
-from fastai.callback.progress import ProgressCallback
+from fastai.callback.progress import CSVLogger, ProgressCallback
+from fastai.callback.tracker import TrackerCallback
+from fastai.learner import Recorder
 from fastai.torch_core import find_bs, get_model, num_distrib
-from fastcore.basics import patch
+from fastcore.basics import noop, patch
 from fastcore.imports import IN_NOTEBOOK
 from fastprogress.fastprogress import MasterBar, ProgressBar, format_time
 from torch import nn
@@ -40,7 +42,7 @@ def emulated(
     device:torch.device,
 ) -> bool:
     "Whether products of a type have to be emulated, which is many times slower than float32"
-    if device.type == 'cuda' and dtype == torch.bfloat16: return not torch.cuda.is_bf16_supported(including_emulation=False)
+    if device.type == 'cuda': return dtype == torch.bfloat16 and not torch.cuda.is_bf16_supported(False)
     if device.type != 'cpu': return False
     def seconds(x):
         start = time.perf_counter()
@@ -202,4 +204,26 @@ def say(self:EpochLines,
     rate = self.seen*(num_distrib() or 1)/self.seconds
     memory = peak_memory(next(self.model.parameters()).device)/2**30
     print(f'epoch {self.epoch + 1} of {self.n_epoch}: {", ".join(self.scores(log))}; {format_time(seconds)}, '
-          f'{rate:.3g} samples/s, {format_time(seconds*left)} left, peak {memory:.2f} GiB', flush=True)
+          f'{rate:.{0 if rate >= 10 else 1}f} samples/s, {format_time(seconds*left)} left, '
+          f'peak {memory:.2f} GiB', flush=True)
+
+# %% ../nbs/39_callbacks.ipynb #8e621c0f
+class SkippedEpochs(Callback):
+    "Keep an epoch that is not trained from callbacks that would take the model for that epoch's"
+    order, heard_by = -100, (Recorder, TrackerCallback, CSVLogger, ProgressCallback, EpochLines)
+    paused = ()
+    def before_epoch(self):
+        self.resume()
+        self.trained = False
+    def before_train(self): self.trained = True
+    def after_cancel_epoch(self):
+        if self.trained: return
+        self.paused = [cb for cb in self.learn.cbs if cb.run and cb is not self and not isinstance(cb, self.heard_by)]
+        for cb in self.paused: cb.run = False
+        self.learn.save = noop # of `SaveModelCallback`, which counts and has its file already
+    def after_fit(self): self.resume()
+
+    def resume(self):
+        for cb in self.paused: cb.run = True
+        self.paused = ()
+        vars(self.learn).pop('save', None)

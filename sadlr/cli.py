@@ -526,9 +526,9 @@ def run_summary(
 ) -> str:
     "How long a run took, and how good its best model is"
     best, n = read_scores(Path(s.out)/'model'), len(seconds)
-    epochs = f'{n} epochs' if n == s.epochs else f'{n} of {s.epochs} epochs'
-    reached = f"best: epoch {int(best['epoch']) + 1}, oIoU {best['oIoU']:.2f} on val"
-    return f'{epochs} in {format_time(sum(seconds))}; {reached}'
+    epochs = f'{n} of {s.epochs} epochs'
+    best_of_all = f"epoch {int(best['epoch']) + 1}, oIoU {best['oIoU']:.2f} on val"
+    return f'{epochs} in {format_time(sum(seconds))}; best: {best_of_all}'
 
 def next_commands(
     s:SimpleNamespace, # of `train_settings`

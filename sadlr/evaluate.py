@@ -19,6 +19,7 @@ from fastprogress.fastprogress import progress_bar
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
+from .callbacks import on_screen
 from .data.block import Sample, refer_block
 from .metrics import IoURecord, named_protocol
 from .models.build import ReferSegmenter
@@ -47,7 +48,7 @@ def predict_masks(
     samples:Sequence[Sample], # from `refer_samples`, one per sentence
     bs:int=64,                # B
     num_workers:int=0,
-    progress:bool=True,       # show a bar
+    progress:bool=True,       # show a bar, on a terminal and in a notebook
     protocol:str='lavt',      # a name in `sadlr.metrics.PROTOCOLS`: the size of the masks and the threshold
 ) -> Iterator[tuple[Tensor, Tensor]]: # (n, H, W) and (H, W) bool, on the model's device
     "Masks of every iteration, and the true mask, of each sample in turn"
@@ -55,7 +56,7 @@ def predict_masks(
     limit, loader = math.log(rules.threshold/(1 - rules.threshold)), evaluation_loader(samples, model, bs, num_workers)
     model.eval()
     try:
-        for batch in progress_bar(loader, leave=False) if progress else loader:
+        for batch in progress_bar(loader, leave=False) if progress and on_screen() else loader:
             image, token_ids, squares = (part.as_subclass(Tensor) for part in batch)
             for scores, square, sample in zip(model(image, token_ids), squares, remaining):
                 truth = torch.as_tensor(coco_mask.decode(sample.rle)) if rules.original_size else square
@@ -68,7 +69,7 @@ def evaluate(
     samples:Sequence[Sample], # from `refer_samples`, one per sentence
     bs:int=64,                # B
     num_workers:int=0,
-    progress:bool=True,       # show a bar
+    progress:bool=True,       # show a bar, on a terminal and in a notebook
     protocol:str='lavt',      # a name in `sadlr.metrics.PROTOCOLS`
 ) -> list[dict[str, float]]:  # one dict of scores per iteration, in percent, see `sadlr.metrics.summarise`
     "P@X, mIoU and oIoU of each iteration over all samples (sections 3.4 and 4.1)"

@@ -19,7 +19,8 @@ from fastai.torch_core import get_model
 from fastcore.foundation import L
 from torch import nn
 
-from .callbacks import Accumulate, ActivationCheckpointing, EpochLines, HalfPrecision, bare_model
+from .callbacks import (Accumulate, ActivationCheckpointing, EpochLines, HalfPrecision, SkippedEpochs,
+                             bare_model)
 from .losses import IterativeDiceLoss
 from .metrics import refer_metrics
 from .models.build import ReferSegmenter
@@ -37,8 +38,11 @@ def param_groups(
     if any(name.endswith('_flat_param') for name, _ in model.named_parameters()): # of FSDP
         raise ValueError(f'{type(model).__name__} has flattened its parameters: wrap it with use_orig_params=True')
     exempt = {id(p) for name, p in bare.encoder.named_parameters() if any(k in name for k in NO_DECAY)}
-    named = [(0 if id(p) in language else 1 if id(p) in exempt else 2, p) for p in model.parameters() if p.requires_grad]
-    return [dict(params=[p for i, p in named if i == k], weight_decay=0. if k == 1 else weight_decay) for k in range(3)]
+    groups = [dict(params=[], weight_decay=decay) for decay in (weight_decay, 0., weight_decay)]
+    for p in model.parameters():
+        group = 0 if id(p) in language else 1 if id(p) in exempt else 2
+        if p.requires_grad: groups[group]['params'].append(p)
+    return groups
 
 # %% ../nbs/40_learner.ipynb #32b99f67
 def poly(
@@ -102,7 +106,8 @@ def refer_learner(
 ) -> Learner:
     "A `Learner` that trains as the paper does (section 4.2)"
     if precision not in PRECISIONS: raise ValueError(f'precision={precision!r}: choose one of {PRECISIONS}')
-    own = L(EpochLines(), WithoutGraph(), PolySchedule(parts=parts)) + L(HalfPrecision(precision) if precision != 'fp32' else None)
+    own = L(EpochLines(), SkippedEpochs(), WithoutGraph(), PolySchedule(parts=parts))
+    own += L(HalfPrecision(precision) if precision != 'fp32' else None)
     own += L(Accumulate(parts) if parts > 1 else None) + L(ActivationCheckpointing() if checkpoint else None)
     if metrics is None: metrics = refer_metrics(get_model(bare_model(model).head).iterations)
     return Learner(

@@ -15,7 +15,7 @@ DATA = np.random.default_rng(0).bytes(40*BLOCK + 7)
 
 class Mirror(BaseHTTPRequestHandler):
     "Sends `data`, `stop` bytes a connection; the first `refuse` connections get `status`"
-    data, stop, refuse, status, ranges, lengths, rate = DATA, None, 0, 503, True, True, None
+    data, stop, refuse, status, ranges, lengths, stall = DATA, None, 0, 503, True, True, None
     def do_GET(self):
         cls = type(self)
         cls.asked = [*getattr(cls, 'asked', []), self.headers.get('Range')]
@@ -28,10 +28,10 @@ class Mirror(BaseHTTPRequestHandler):
         if ranged: self.send_header('Content-Range', f'bytes {start}-{len(self.data) - 1}/{len(self.data)}')
         self.end_headers()
         sent = self.data[start:][:self.stop]
-        for i in range(0, len(sent), self.rate or len(sent) or 1):
-            try: self.wfile.write(sent[i:i + (self.rate or len(sent))])
-            except ConnectionError: return # the reader has seen enough
-            if self.rate: time.sleep(.02)
+        try:
+            self.wfile.write(sent[:self.stall])
+            if self.stall: self.rfile.read(1) # nothing more until the reader is gone
+        except ConnectionError: return # the reader has seen enough
 
     def log_message(self, *args): pass
 
@@ -164,8 +164,8 @@ def test_too_large_for_the_disk(tmp_path):
     with pytest.raises(OSError, match='GB are free'): fetch(replace(known(), size=10**18), tmp_path)
 
 def test_killed_and_started_again(serve, tmp_path):
-    slow, handler = serve(rate=BLOCK)
-    code = f'from sadlr.data.download import *; fetch({known(slow)!r}, {str(tmp_path)!r})'
+    stalled, handler = serve(stall=8*BLOCK)
+    code = f'from sadlr.data.download import *; fetch({known(stalled)!r}, {str(tmp_path)!r})'
     process = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE)
     part = tmp_path/'data.zip.part'
     while not (part.exists() and part.stat().st_size > 5*BLOCK):

@@ -3,6 +3,7 @@ import os, re, shlex, subprocess, sys
 from functools import partial
 from pathlib import Path
 import pytest, torch
+from fastai.callback.core import Callback
 from fastai.callback.progress import ShowGraphCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientClip
@@ -66,7 +67,7 @@ def test_a_line_per_epoch_and_what_to_type_next(home):
     assert [re.fullmatch(EPOCH, line).groups() for line in epochs] == [('1', '2'), ('2', '2')]
     *_, summary, next_, score, show, last = said.splitlines()
     best = read_scores(home/'my run'/'model')
-    assert re.fullmatch(rf"2 epochs in \d\d:\d\d; best: epoch {best['epoch'] + 1:.0f}, oIoU {best['oIoU']:.2f} on val", summary)
+    assert re.fullmatch(rf"2 of 2 epochs in \d\d:\d\d; best: epoch {best['epoch'] + 1:.0f}, oIoU {best['oIoU']:.2f} on val", summary)
     assert next_ == 'next:' and last.startswith("written to my run: ")
     table = said[said.index('iteration '):said.index(summary)]
     code, scored, errors = command(home, score)
@@ -121,8 +122,25 @@ def test_best_model_of_the_epoch_that_ended_the_fit(learner, tmp_path):
     learn.fit(5, cbs=Checkpoint(tmp_path, monitor='train_loss'))
     assert len(learn.recorder.values) == 2 and read_scores(tmp_path/'model')['epoch'] == 1
 
-def test_callbacks_of_fastai(learner):
-    learner(GradientClip(.1), SaveModelCallback('oIoU', fname='best')).fit(1)
+@pytest.mark.parametrize('stopped', [1, 2, 3])
+def test_who_looks_at_the_model_sees_no_later_one(learner, tmp_path, stopped):
+    "After a resume each epoch has been looked at once, and what `SaveModelCallback` keeps is what it kept without a stop"
+    class Look(Callback):
+        def __init__(self): self.epochs = []
+        def after_epoch(self): self.epochs.append((self.epoch, self.model.head.classifier.weight.sum().item()))
+    class Stop(Callback):
+        def before_epoch(self):
+            if self.epoch == stopped: raise KeyboardInterrupt
+    def fit(name, *cbs, **options):
+        learn, look = learner(SaveModelCallback('valid_loss', fname=tmp_path/f'{name} best'), *cbs), Look()
+        try: learn.fit(3, cbs=[Checkpoint(tmp_path/name, **options), look])
+        except KeyboardInterrupt: pass
+        return look.epochs, torch.load(tmp_path/f'{name} best.pth')
+    whole, kept = fit('whole')
+    first, _ = fit('cut', Stop())
+    second, again = fit('cut', resume=True)
+    assert first + second == whole and len(first) == stopped
+    assert all(torch.equal(again[name], kept[name]) for name in kept)
 
 @pytest.mark.parametrize('names, told', {
     'no.such.Callback': "No module named 'no'", 'fastai.callback.core.Nothing': "no attribute 'Nothing'",

@@ -1,4 +1,4 @@
-"""A RefCOCO-sized set opens faster than json.load reads its larger file, in little memory, and workers share it
+"""A RefCOCO-sized set opens without an object for each of its records, in little memory, and workers share it
 
 By default a tenth of the size; all of it: SADLR_SHARE=1 pytest -s tests/test_scale.py (some minutes)"""
 import json, os, pickle, random, subprocess, sys, time
@@ -58,14 +58,14 @@ def root(tmp_path_factory):
     return root
 
 MEASURE = """{setup}
-import time
+import sys, time
 def peak(): return next(int(line.split()[1])/1024 for line in open('/proc/self/status') if line.startswith('VmHWM'))
-before, start = peak(), time.process_time()
-{statement}
-print(time.process_time() - start, peak() - before, peak())"""
+before, blocks, start = peak(), sys.getallocatedblocks(), time.process_time()
+kept = {statement}
+print(sys.getallocatedblocks() - blocks, peak() - before, peak(), time.process_time() - start)"""
 
 def measure(statement, setup):
-    "Processor seconds and growth of the peak memory in MB, in a process of its own"
+    "Objects that stay, growth of the peak memory and that peak in MB, processor seconds, in a process of its own"
     code = MEASURE.format(setup=setup, statement=statement)
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -75,15 +75,14 @@ def test_opening(root):
     path = root/'refcoco'/'instances.json'
     size = path.stat().st_size/2**20
     reader = 'from pathlib import Path; from sadlr.data.refer import Refer, read_instances'
-    rounds = [(measure(f'json.load(open({str(path)!r}))', 'import json'),
-               measure(f'read_instances(Path({str(path)!r}))', reader),
-               measure(f'Refer({str(root)!r})', reader)) for _ in range(3)]
-    medians = np.median(rounds, 0)
+    measured = {'json.load': measure(f'json.load(open({str(path)!r}))', 'import json'),
+                'read_instances': measure(f'read_instances(Path({str(path)!r}))', reader),
+                'Refer': measure(f'Refer({str(root)!r})', reader)}
     print(f'\ninstances.json: {size:.0f} MB')
-    for name, (seconds, growth, peak) in zip(('json.load', 'read_instances', 'Refer'), medians):
-        print(f'{name}: {seconds:.2f} s, {growth:.0f} MB more at the peak of {peak:.0f} MB')
-    (plain, *_), (decoding, *_), (ours, memory, peak) = medians
-    assert decoding < .2*plain and ours < .7*plain and memory < 3*size and peak < 1500
+    for name, (objects, growth, peak, seconds) in measured.items(): # the time is of this machine: told, not tested
+        print(f'{name}: {seconds:.2f} s, {objects:.0f} objects, {growth:.0f} MB more at the peak of {peak:.0f} MB')
+    (plain, *_), (decoding, *_), (ours, memory, peak, _) = measured.values()
+    assert decoding < .2*plain and ours < .2*plain and memory < 3*size and peak < 1500
 
 class Reader(Dataset):
     "Goes through its share of the items, and gives the memory that the worker has for itself alone, before and after"
@@ -108,21 +107,24 @@ def copied_of(block, read):
     return min(copied(block, read) - copied(block[[0]*len(block)], read) for _ in range(2))
 
 def shared(root):
-    "Samples, MB of their blocks, and MB that each worker copies of lists and of blocks"
+    "Samples, MB of their blocks, MB that each worker copies of lists and of blocks, and the objects of both"
     refer = Refer(root)
-    start = time.process_time()
-    samples, refs = refer_samples(refer, 'train', draw=True), refer.refs('train')
-    print(f'\nrefer_samples: {time.process_time() - start:.2f} s')
+    def objects(make):
+        before = sys.getallocatedblocks()
+        made = make()
+        return sys.getallocatedblocks() - before, made
+    packed, (samples, refs) = objects(lambda: (refer_samples(refer, 'train', draw=True), refer.refs('train')))
+    unpacked, lists = objects(lambda: [list(samples), list(refs)])
     def sentences_and_mask(ref): return [sentences(ref), refer.rle(ref)]
     as_blocks = copied_of(samples, fields) + copied_of(refs, sentences_and_mask)
-    lists, nothing = [list(samples), list(refs)], copied(range(len(samples)))
+    nothing = copied(range(len(samples)))
     as_lists = copied(lists[0], fields) + copied(lists[1], sentences) - 2*nothing
     blocks = sum(len(b) for b in (samples.block, refs.block, refer.segmentations.objects.block))/2**20
-    return len(samples), blocks, as_lists, as_blocks
+    return len(samples), blocks, as_lists, as_blocks, packed, unpacked
 
 def test_workers_share(root):
     with ProcessPoolExecutor(1, get_context('spawn')) as fresh: # a process without the memory that other tests have left
-        n, blocks, as_lists, as_blocks = fresh.submit(shared, root).result()
-    print(f'{n} samples with their refs and masks, {blocks:.0f} MB: '
-          f'each worker copies {as_lists:.1f} MB of lists, {as_blocks:.1f} MB of blocks')
-    assert as_blocks < .1*as_lists + 5 # a worker takes memory for its own objects by the MB
+        n, blocks, as_lists, as_blocks, packed, unpacked = fresh.submit(shared, root).result()
+    print(f'\n{n} samples with their refs and masks, {blocks:.0f} MB: each worker copies {as_lists:.1f} MB of lists, '
+          f'{as_blocks:.1f} MB of blocks')
+    assert packed < .02*unpacked and unpacked > 5*n # a worker copies the objects that it counts references of

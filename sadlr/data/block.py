@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['Sample', 'Samples', 'refer_samples', 'TensorReferMask', 'Field', 'ReadImage', 'ReadMask', 'TensorPhrase', 'Tokenize',
-           'Normalise', 'ByImage', 'refer_block', 'show_batch', 'show_results', 'tensorboard_log', 'refer_dataloaders']
+           'Normalise', 'ByImage', 'refer_block', 'show_batch', 'show_results', 'tensorboard_log', 'wandb_process',
+           'refer_dataloaders']
 
 # %% ../../nbs/12_data.block.ipynb #c7032602
 import random
@@ -199,12 +200,20 @@ def show_results(x:tuple, y:TensorReferMask, samples, outs, ctxs=None, max_n=6, 
     return ctxs
 
 # %% ../../nbs/12_data.block.ipynb #ca56921f
+def _results_figure(x, y, samples, outs):
+    fig, ctxs = get_grid(len(samples), ncols=2, double=True, return_fig=True)
+    show_results(x, y, samples, outs, ctxs=ctxs)
+    return fig
+
 @dispatch
 def tensorboard_log(x:tuple, y:TensorReferMask, samples, outs, writer, step):
     "The pictures of `show_results` for `TensorBoardCallback`"
-    fig, ctxs = get_grid(len(samples), ncols=2, double=True, return_fig=True)
-    show_results(x, y, samples, outs, ctxs=ctxs)
-    writer.add_figure('Sample results', fig, step)
+    writer.add_figure('Sample results', _results_figure(x, y, samples, outs), step)
+
+@dispatch
+def wandb_process(x:tuple, y:TensorReferMask, samples, outs, preds):
+    "The pictures of `show_results` for `WandbCallback`"
+    return {'Sample results': _results_figure(x, y, samples, outs)}
 
 # %% ../../nbs/12_data.block.ipynb #9f4026f9
 def refer_dataloaders(
