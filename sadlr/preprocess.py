@@ -125,6 +125,8 @@ def tokenize(
     return token_ids, torch.arange(max_words) < lengths[:, None]
 
 # %% ../nbs/06_preprocess.ipynb #5e0c11d2
+_OF_WORDS = 'Lu', 'Ll', 'Lt', 'Lm', 'Lo', 'Nd', 'Nl', 'No', 'So' # letters, numbers and pictures, but no punctuation
+
 def _count_words(phrases, tokenizer):
     "How often each word stands in `phrases`, all words and those that the tokenizer does not know"
     words, unknown, special = Counter(), Counter(), {*tokenizer.all_special_ids}
@@ -137,11 +139,10 @@ def _count_words(phrases, tokenizer):
             for token, w in zip(encoded['input_ids'][i], encoded.word_ids(i)):
                 if w is not None: spans.setdefault(encoded.word_to_chars(i, w), []).append(token)
         for (start, end), ids in spans.items():
-            word = chunk[start:end]
-            if all(unicodedata.category(c)[0] not in 'LN' and unicodedata.category(c) != 'So' for c in word): continue
-            words[word] += n
-            if not ids or special & {*ids}: unknown[word] += n
-    return words, unknown
+            words[chunk[start:end]] += n
+            if not ids or special & {*ids}: unknown[chunk[start:end]] += n
+    real = {word for word in words if any(unicodedata.category(c) in _OF_WORDS for c in word)} or words
+    return tuple(Counter({word: n for word, n in counts.items() if word in real}) for counts in (words, unknown))
 
 _told = WeakKeyDictionary() # tokenizer -> the words that were said to be unknown to it
 
@@ -154,7 +155,6 @@ def check_words(
     words, unknown = _count_words(phrases, tokenizer)
     examples = ', '.join(repr(word) for word, _ in unknown.most_common(5)) + ', ...'*(len(unknown) > 5)
     what = f'the phrase {_short(phrases[0])}' if len(phrases) == 1 else f'{len(phrases)} phrases'
-    if not words: raise ValueError(f'there is no word in {what}')
     share = unknown.total()/words.total()
     if share == 1: raise ValueError(f'{what}: the vocabulary of the tokenizer has none of the words ({examples})')
     told = _told.setdefault(tokenizer, set())
