@@ -42,6 +42,7 @@ def read_phrases(
     if not phrases: raise ValueError('type a phrase, or several; separated; by semicolons')
     if len(phrases) > MAX_PHRASES: raise ValueError(f'{len(phrases)} phrases: the panel shows {MAX_PHRASES} at most')
     for phrase in phrases:
+        if fault := phrase_fault(phrase): raise ValueError(f'the phrase {fault}')
         n = len(tokenizer(phrase)['input_ids'])
         if n > MAX_WORDS:
             raise ValueError(f'"{textwrap.shorten(phrase, 40)}" has {n} tokens, the model reads {MAX_WORDS}')
