@@ -153,7 +153,7 @@ def check_words(
     "Tell the share of unknown words, with the most frequent ones; a ValueError where no word is known"
     phrases = _as_phrases(phrases)
     words, unknown = _count_words(phrases, tokenizer)
-    examples = ', '.join(repr(word) for word, _ in unknown.most_common(5)) + ', ...'*(len(unknown) > 5)
+    examples = ', '.join(_short(word) for word, _ in unknown.most_common(5)) + ', ...'*(len(unknown) > 5)
     what = f'the phrase {_short(phrases[0])}' if len(phrases) == 1 else f'{len(phrases)} phrases'
     share = unknown.total()/words.total()
     if share == 1: raise ValueError(f'{what}: the vocabulary of the tokenizer has none of the words ({examples})')
@@ -370,7 +370,8 @@ class Preprocessing(NamedTuple):
     def check(self):
         "The same in plain numbers, or an error that says what is wrong"
         for name, three in dict(mean=self.mean, std=self.std).items():
-            if len(three) != 3 or not np.isfinite(three).all() or name == 'std' and min(three) <= 0:
+            plain = isinstance(three, (list, tuple)) and len(three) == 3 and all(isinstance(x, (int, float)) for x in three)
+            if not plain or not np.isfinite(three).all() or name == 'std' and min(three) <= 0:
                 raise ValueError(f'preprocessing: {name}={three!r} is not one number for each of red, green and blue')
         if self.interpolation not in (words := [mode.value for mode in InterpolationMode]):
             raise ValueError(f'preprocessing: interpolation={self.interpolation!r}: choose one of {", ".join(words)}')
