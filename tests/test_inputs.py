@@ -13,8 +13,8 @@ from sadlr.demo import demo
 from sadlr.learner import refer_learner
 from sadlr.losses import IterativeCrossEntropy, IterativeDiceLoss
 from sadlr.models.build import bundled, create_model
-from sadlr.preprocess import (IMAGENET, Preprocessing, check_words, image_tensor, load_tokenizer, open_image, phrase_fault,
-                              square_pixels, tokenize, unknown_words, word_tokenizer)
+from sadlr.preprocess import (IMAGENET, Preprocessing, check_words, image_tensor, load_tokenizer, open_image,
+                              phrase_fault, square_pixels, tokenize, unknown_words, word_tokenizer)
 
 RAMP = np.arange(256).reshape(16, 16)            # every byte once
 SCENE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -69,17 +69,18 @@ def tiff(values, bits, kind=1, order='<', white=None):
 # more than 8 bits
 
 @pytest.mark.parametrize('values', [
-    RAMP.astype(np.uint8), RAMP.astype(np.uint16)*257, RAMP, RAMP/255, RAMP.astype(np.float32), (RAMP/255).astype(np.float16),
-    RAMP.astype(np.uint32)*16843009, RAMP.astype('>u2')*257, RAMP.astype(np.int16)*128])
+    RAMP.astype(np.uint8), RAMP.astype(np.uint16)*257, RAMP, RAMP/255, RAMP.astype(np.float32),
+    (RAMP/255).astype(np.float16), RAMP.astype(np.uint32)*16843009, RAMP.astype('>u2')*257, RAMP.astype(np.int16)*128])
 def test_a_full_range_is_itself(values):
     "Nothing to tell, and each of the 256 levels comes back"
-    for given in [values] + ([torch.tensor(values.astype(values.dtype.newbyteorder('=')))] if values.dtype != '>u2' else []):
+    for given in values, torch.tensor(values.astype(values.dtype.newbyteorder('='))):
         seen, warned = told(grey, given)
-        assert abs(seen - RAMP).max() <= 0 and not warned
+        assert (seen == RAMP).all() and not warned
 
 @pytest.mark.parametrize('values', [
     RAMP.astype(np.uint16)*16, RAMP.astype(np.uint16)*4, RAMP.astype(np.uint16)*64, RAMP.astype(np.int32)*4096,
-    RAMP.astype(np.uint64) << 40, RAMP - 100., RAMP.astype(np.int64) - 128, RAMP/127.5 - 1, RAMP*1e-6, RAMP*1e6, RAMP/2550 - 5])
+    RAMP.astype(np.uint64) << 40, RAMP - 100., RAMP.astype(np.int64) - 128, RAMP/127.5 - 1,
+    RAMP*1e-6, RAMP*1e6, RAMP/2550 - 5])
 def test_a_range_that_is_not_full_is_stretched_and_told(values):
     seen, warned = told(grey, values)
     assert abs(seen - RAMP).max() <= 1 and len(warned) == 1 and 'range' in warned[0]
@@ -92,8 +93,9 @@ def test_what_is_no_number():
 
 @pytest.mark.parametrize('order', '<>')
 @pytest.mark.parametrize('values, bits, kind, white', [
-    (RAMP.astype(np.uint16)*257, 16, 1, None), (RAMP.astype(np.uint16)*16, 16, 1, 4095), (RAMP.astype(np.uint16)*16, 16, 1, None),
-    (RAMP.astype(np.int16)*128, 16, 2, None), (RAMP.astype(np.int32)*300, 32, 2, None), (RAMP.astype(np.uint32)*16843009, 32, 1, None),
+    (RAMP.astype(np.uint16)*257, 16, 1, None), (RAMP.astype(np.uint16)*16, 16, 1, 4095),
+    (RAMP.astype(np.uint16)*16, 16, 1, None), (RAMP.astype(np.int16)*128, 16, 2, None), (RAMP.astype(np.int32)*300, 32, 2, None),
+    (RAMP.astype(np.uint32)*16843009, 32, 1, None),
     ((RAMP/255).astype(np.float32), 32, 3, None), (RAMP.astype(np.float32), 32, 3, None),
     (RAMP.astype(np.int16) - 100, 16, 2, None), (np.stack([RAMP.astype(np.uint16)*16]*3, 2), 16, 1, None)])
 def test_deep_tiffs(values, bits, kind, white, order):
@@ -134,7 +136,8 @@ def test_deep_pictures_turn():
 
 @pytest.mark.parametrize('mode', ['RGBA', 'RGBa', 'LA', 'La', 'PA'])
 def test_a_transparent_ground_is_white(mode):
-    picture = Image.fromarray(np.dstack([SCENE, np.where(np.arange(20) < 10, 255, 0)[None].repeat(12, 0).astype(np.uint8)]))
+    picture = Image.fromarray(SCENE)
+    picture.putalpha(Image.fromarray(np.tile(np.arange(20) < 10, (12, 1))))
     kept = picture.convert('RGB').convert('L').convert('RGB') if mode in ('LA', 'La') else picture.convert('RGB')
     picture = picture.convert('LA').convert('La') if mode == 'La' else picture.convert(mode)
     seen = np.asarray(open_image(picture))
@@ -170,16 +173,17 @@ def test_every_path_of_a_photo_is_white_below(tmp_path):
 def handed_in(tmp_path):
     Image.fromarray(SCENE).save(tmp_path/'scene.png')
     content = (tmp_path/'scene.png').read_bytes()
-    yield from (SCENE, SCENE.astype(int), SCENE/255, SCENE.astype(np.float32), np.asfortranarray(SCENE), SCENE.transpose(2, 0, 1))
-    yield from (np.dstack([SCENE, np.full((12, 20), 255, np.uint8)]), SCENE.astype(np.uint16)*257)
+    yield from (SCENE, SCENE.astype(int), SCENE/255, SCENE.astype(np.float32), np.asfortranarray(SCENE))
+    yield from (SCENE.transpose(2, 0, 1), np.dstack([SCENE, np.full((12, 20), 255, np.uint8)]), SCENE.astype(np.uint16)*257)
     yield from (torch.tensor(SCENE), torch.tensor(SCENE).movedim(2, 0), torch.tensor(SCENE/255).requires_grad_())
     yield from (content, bytearray(content), memoryview(content), io.BytesIO(content), tmp_path/'scene.png')
-    yield from (str(tmp_path/'scene.png'), Image.fromarray(SCENE), Image.open(tmp_path/'scene.png'), open(tmp_path/'scene.png', 'rb'))
+    yield from (str(tmp_path/'scene.png'), Image.fromarray(SCENE), Image.open(tmp_path/'scene.png'))
+    yield open(tmp_path/'scene.png', 'rb')
 
 def test_types_of_an_image(tmp_path):
     for image in handed_in(tmp_path):
         for _ in range(2): # a file that was read once is read from its beginning
-            if not isinstance(image, io.BufferedReader) or not image.closed: assert (np.asarray(open_image(image)) == SCENE).all()
+            assert (np.asarray(open_image(image)) == SCENE).all()
 
 @pytest.mark.parametrize('array, first', [(np.full((3, 20, 3), 9, np.uint8), 3), (torch.full((3, 20, 3), 9), 20)])
 def test_where_channels_stand(array, first):
@@ -188,7 +192,8 @@ def test_where_channels_stand(array, first):
 
 def test_bool_and_one_channel():
     mask = RAMP > 99
-    for image in mask, mask[..., None], torch.tensor(mask), torch.tensor(mask)[None]: assert (grey(image) == mask*255).all()
+    for image in mask, mask[..., None], torch.tensor(mask), torch.tensor(mask)[None]:
+        assert (grey(image) == mask*255).all()
     assert (grey(torch.full((4, 5), .5, dtype=torch.bfloat16)) == 128).all()
 
 @pytest.mark.parametrize('image, message', [
@@ -223,18 +228,20 @@ def test_segment_loaders_and_panel_take_them(model, tmp_path):
         torch.testing.assert_close(pixels, expected.expand_as(pixels))
     panel = demo(model, images[0], 'the red star')
     assert np.array_equal(np.asarray(panel.image), SCENE)
-    assert np.array_equal(np.asarray(demo(model, images[11], 'the red star').image), SCENE)
+    assert np.array_equal(np.asarray(demo(model, images[13], 'the red star').image), SCENE)
 
 # text
 
 HALF = 'the red \ud83d star'
 
 @pytest.mark.parametrize('phrase, message', [
-    (HALF, r"is no Unicode text: 'the red \\ud83d star' has '\\ud83d' at place 9"), (b'caf\xe9'.decode(errors='surrogateescape'), r'\\udce9'),
+    (HALF, r"is no Unicode text: 'the red \\ud83d star' has '\\ud83d' at place 9"),
+    (b'caf\xe9'.decode(errors='surrogateescape'), r'\\udce9'),
     ('\udfff', 'no Unicode'), (None, 'is no text but NoneType'), (7, 'no text but int'), (b'red star', 'no text but bytes'),
     (['red'], 'no text but list'), (float('nan'), 'no text but float')]
-    + [(blank, 'is empty') for blank in ('', ' ', '\t\n', '\0', '\u200b', '\ufeff', '\u200d\u200c', '\xa0\u3000', '\xad', '\u2060', '\x1b',
-       '\ufe0f', '\U000e0101', '\U000e0041\U000e007f', '\u202e', '\u034f', '\u3164', '\u2800', '\u115f\u1160', '\x85', '\u180e', '\u2028')])
+    + [(blank, 'is empty') for blank in (
+        '', ' ', '\t\n', '\0', '\u200b', '\ufeff', '\u200d\u200c', '\xa0\u3000', '\xad', '\u2060', '\x1b', '\ufe0f',
+        '\U000e0101', '\U000e0041\U000e007f', '\u202e', '\u034f', '\u3164', '\u2800', '\u115f\u1160', '\x85', '\u180e', '\u2028')])
 def test_text_that_is_none(model, phrase, message):
     for call in (lambda: tokenize([phrase], model.tokenizer), lambda: model.segment(SCENE, [phrase]),
                  lambda: check_words([phrase], model.tokenizer)):
@@ -245,7 +252,8 @@ def test_text_that_is_none(model, phrase, message):
     assert phrase_fault(phrase) in str(caught.value)
 
 def test_text_that_is_some(model):
-    for phrase in 'a', '7', '?', '🐕', '左边', 'e\u0301', '\u200bred', 'red\0', '\U0001f3f4\U000e0067\U000e007f', '€', '+': assert not phrase_fault(phrase)
+    for phrase in 'a', '7', '?', '🐕', '左边', 'e\u0301', '\u200bred', 'red\0', '\U0001f3f4\U000e0067\U000e007f', '€', '+':
+        assert not phrase_fault(phrase)
 
 @pytest.mark.parametrize('phrase', ['the red '*125_000, 'red ' + 'a'*1_000_000])
 def test_a_megabyte(model, phrase):
@@ -263,7 +271,8 @@ def test_text_of_a_data_set(refer, raw, message):
     sentences = (msgspec.structs.replace(ref.sentences[0], sent_id=5, raw=raw),)
     mine = SimpleNamespace(name='mine', refs=lambda split: [msgspec.structs.replace(ref, sentences=sentences)],
                            image_path=refer.image_path, rle=refer.rle)
-    with pytest.raises(ValueError, match=f'mine: ref {ref.ref_id}: sentence 5 is.*{message.split()[-1]}'): refer_samples(mine, 'train')
+    with pytest.raises(ValueError, match=f'mine: ref {ref.ref_id}: sentence 5 is.*{message.split()[-1]}'):
+        refer_samples(mine, 'train')
 
 # words
 
@@ -407,8 +416,9 @@ if __name__ == '__main__':
 def read(dls, refer, num_workers):
     return [*dls.test_dl([*refer_samples(refer, 'val')][:8], with_labels=True, num_workers=num_workers)]
 
-@pytest.mark.parametrize('error', [RuntimeError('unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)'),
-                                   RuntimeError('DataLoader worker (pid 3) is killed by signal: Bus error. It is possible')])
+@pytest.mark.parametrize('error', [
+    RuntimeError('unable to allocate shared memory(shm) for file </torch_1>: No space left on device (28)'),
+    RuntimeError('DataLoader worker (pid 3) is killed by signal: Bus error. It is possible')])
 def test_no_shared_memory_is_one_line(dls, refer, monkeypatch, error):
     def fail(*args):
         if get_worker_info() is not None: raise error
@@ -437,9 +447,10 @@ def test_preprocessing_of_loaders(refer):
         return loaders, loaders.valid.one_batch()
     (plain, batch), (same, again) = first(), first(preprocessing=IMAGENET)
     assert plain.preprocessing == IMAGENET and all(torch.equal(a, b) for a, b in zip(batch, again))
-    for changed in IMAGENET._replace(mean=(.5, .4, .3)), IMAGENET._replace(std=(.5, .5, .25)), IMAGENET._replace(interpolation='bicubic'):
+    for one in dict(mean=(.5, .4, .3)), dict(std=(.5, .5, .25)), dict(interpolation='bicubic'):
+        changed = IMAGENET._replace(**one)
         loaders, other = first(preprocessing=changed)
-        assert loaders.preprocessing == loaders.valid.new().preprocessing == loaders.test_dl(loaders.valid.items).preprocessing == changed
+        for each in loaders, loaders.valid.new(), loaders.test_dl(loaders.valid.items): assert each.preprocessing == changed
         assert torch.equal(other[1], batch[1]) and torch.equal(other[2], batch[2]) and not torch.equal(other[0], batch[0])
         sample = loaders.valid.items[0]
         expected = image_tensor(sample.image, 16, changed)
@@ -459,10 +470,12 @@ def test_interpolations(word):
     assert (seen.permute(1, 2, 0).int() - torch.tensor(np.array(theirs)).int()).abs().max() <= 1
 
 @pytest.mark.parametrize('changed, message', [
-    (dict(interpolation='cubic'), "interpolation='cubic': choose one of nearest"), (dict(mean=(.5, .5)), 'mean='), (dict(std=(1, 1, 0)), 'std='),
-    (dict(std=(1, float('nan'), 1)), 'std='), (dict(mean='abc'), 'mean='), (dict(std=None), 'std='), (dict(interpolation=None), 'interpolation=')])
+    (dict(interpolation='cubic'), "interpolation='cubic': choose one of nearest"), (dict(mean=(.5, .5)), 'mean='),
+    (dict(std=(1, 1, 0)), 'std='), (dict(std=(1, float('nan'), 1)), 'std='), (dict(mean='abc'), 'mean='), (dict(std=None), 'std='),
+    (dict(interpolation=None), 'interpolation=')])
 def test_preprocessing_that_is_none(changed, message):
-    with pytest.raises(ValueError, match=message): refer_block(word_tokenizer(['a']), 32, preprocessing=IMAGENET._replace(**changed))
+    with pytest.raises(ValueError, match=message):
+        refer_block(word_tokenizer(['a']), 32, preprocessing=IMAGENET._replace(**changed))
 
 def test_preprocessing_from_a_file():
     assert Preprocessing([.5, .5, .5], [1, 1, 1], 'bicubic').check() == Preprocessing((.5, .5, .5), (1., 1., 1.), 'bicubic')
