@@ -144,6 +144,7 @@ def _count_words(phrases, tokenizer):
     real = {word for word in words if any(unicodedata.category(c) in _OF_WORDS for c in word)} or words
     return tuple(Counter({word: n for word, n in counts.items() if word in real}) for counts in (words, unknown))
 
+# %% ../nbs/06_preprocess.ipynb #5e0c11d4
 _told = WeakKeyDictionary() # tokenizer -> the words that were said to be unknown to it
 
 def check_words(
@@ -231,6 +232,7 @@ def _deep_colours(image, tiles, source):
     if name == 'LA;16B': return lower.view('>u2').astype(np.uint16) # two numbers of 16 bits read as four of 8
     return upper.astype(np.uint16) << 8 | lower
 
+# %% ../nbs/06_preprocess.ipynb #91969913
 def _range_said(tags):
     "The largest number of a TIFF's pixels as the file has it, None where it leaves that open"
     if 281 in tags: return int(np.max(tags[281])) # MaxSampleValue
@@ -284,6 +286,7 @@ def _over_white(image):
     rgba = (image.convert('LA') if image.mode == 'La' else image).convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', rgba.size, 'white'), rgba).convert('RGB')
 
+# %% ../nbs/06_preprocess.ipynb #91969914
 def open_image(
     image,                          # a file (its path, its bytes, or open), an image of PIL, an array or a tensor
     size:tuple[int, int]|None=None, # (H, W) of the picture on which its mask was drawn; None: there is no mask
@@ -361,6 +364,7 @@ def square_mask(
         if length != img_size: columns = columns.take(_nearest(length, img_size), axis)
     return torch.from_numpy(columns).T
 
+# %% ../nbs/06_preprocess.ipynb #06cc0002
 class Preprocessing(NamedTuple):
     "What a backbone was trained on: the mean and the deviation of the pixels it saw, and the filter that resized them"
     mean:tuple                    # of red, green and blue, each from 0 to 1
@@ -370,7 +374,7 @@ class Preprocessing(NamedTuple):
     def check(self):
         "The same in plain numbers, or an error that says what is wrong"
         for name, three in dict(mean=self.mean, std=self.std).items():
-            plain = isinstance(three, (list, tuple)) and len(three) == 3 and all(isinstance(x, (int, float)) for x in three)
+            plain = isinstance(three, (list, tuple)) and [isinstance(x, (int, float)) for x in three] == [True]*3
             if not plain or not np.isfinite(three).all() or name == 'std' and min(three) <= 0:
                 raise ValueError(f'preprocessing: {name}={three!r} is not one number for each of red, green and blue')
         if self.interpolation not in (words := [mode.value for mode in InterpolationMode]):

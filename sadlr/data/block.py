@@ -22,8 +22,8 @@ from fastai.vision.data import get_grid
 from pycocotools import mask as coco_mask
 from torch.utils.data import get_worker_info
 from .refer import Packed, Refer
-from ..preprocess import (IMAGENET, Preprocessing, check_size, check_words, load_tokenizer, phrase_fault, square_mask,
-                              square_pixels, tokenize, word_tokenizer)
+from ..preprocess import (IMAGENET, Preprocessing, check_size, check_words, load_tokenizer, phrase_fault,
+                              square_mask, square_pixels, tokenize, word_tokenizer)
 from ..visualize import TRUE, show_overlay
 
 # %% ../../nbs/12_data.block.ipynb #4165b6c5
@@ -153,21 +153,12 @@ class Normalise(Transform):
         image = image*self.std.to(image.device) + self.mean.to(image.device)
         return image.round().clamp(0, 255).byte().movedim(-3, -1)
 
-# %% ../../nbs/12_data.block.ipynb #7f5e899d
+# %% ../../nbs/12_data.block.ipynb #12bb0002
 _NO_ROOM = ('a worker process of the loader ended, perhaps for want of shared memory: take fewer workers (0 need none) '
             'or smaller batches, or give it more memory (/dev/shm; docker run --shm-size=8g)')
 
-class ByImage(TfmdDL):
-    "Its random order keeps the samples of an image together; its draws depend on the epoch and the sample alone"
-    epoch_seed = 0
-    def new(self, dataset=None, cls=None, **kwargs):
-        if dataset is not None and len(dataset): check_words(_phrases(dataset.items), self.tokenizer)
-        return super().new(dataset, cls, **kwargs)
-
-    def randomize(self): # at the start of each epoch
-        super().randomize()
-        self.epoch_seed = self.rng.randint(0, 2**32 - 1)
-
+class _PlainErrors(TfmdDL):
+    "An error in a worker process arrives as it is"
     def create_batches(self, samps): # a worker hands an error on as it is, without a page of traceback
         try: yield from super().create_batches(samps)
         except (OSError, ValueError, RuntimeError) as error:
@@ -182,6 +173,18 @@ class ByImage(TfmdDL):
         except RuntimeError as error:
             if not any(sign in str(error) for sign in ('shared memory', 'killed by signal', 'exited unexp')): raise
             raise OSError(f'{_NO_ROOM} ({str(error).splitlines()[0]})') from error
+
+# %% ../../nbs/12_data.block.ipynb #7f5e899d
+class ByImage(_PlainErrors):
+    "Its random order keeps the samples of an image together; its draws depend on the epoch and the sample alone"
+    epoch_seed = 0
+    def new(self, dataset=None, cls=None, **kwargs):
+        if dataset is not None and len(dataset): check_words(_phrases(dataset.items), self.tokenizer)
+        return super().new(dataset, cls, **kwargs)
+
+    def randomize(self): # at the start of each epoch
+        super().randomize()
+        self.epoch_seed = self.rng.randint(0, 2**32 - 1)
 
     def do_item(self, i): # neither the process that loads an item nor the item before it plays a part
         state = random.getstate()
