@@ -125,6 +125,8 @@ def tokenize(
     return token_ids, torch.arange(max_words) < lengths[:, None]
 
 # %% ../nbs/06_preprocess.ipynb #5e0c11d2
+_OF_WORDS = 'Lu', 'Ll', 'Lt', 'Lm', 'Lo', 'Nd', 'Nl', 'No', 'So' # letters, numbers and pictures, but no punctuation
+
 def _count_words(phrases, tokenizer):
     "How often each word stands in `phrases`, all words and those that the tokenizer does not know"
     words, unknown, special = Counter(), Counter(), {*tokenizer.all_special_ids}
@@ -137,12 +139,12 @@ def _count_words(phrases, tokenizer):
             for token, w in zip(encoded['input_ids'][i], encoded.word_ids(i)):
                 if w is not None: spans.setdefault(encoded.word_to_chars(i, w), []).append(token)
         for (start, end), ids in spans.items():
-            word = chunk[start:end]
-            if all(unicodedata.category(c)[0] not in 'LN' and unicodedata.category(c) != 'So' for c in word): continue
-            words[word] += n
-            if not ids or special & {*ids}: unknown[word] += n
-    return words, unknown
+            words[chunk[start:end]] += n
+            if not ids or special & {*ids}: unknown[chunk[start:end]] += n
+    real = {word for word in words if any(unicodedata.category(c) in _OF_WORDS for c in word)} or words
+    return tuple(Counter({word: n for word, n in counts.items() if word in real}) for counts in (words, unknown))
 
+# %% ../nbs/06_preprocess.ipynb #5e0c11d4
 _told = WeakKeyDictionary() # tokenizer -> the words that were said to be unknown to it
 
 def check_words(
@@ -152,9 +154,8 @@ def check_words(
     "Tell the share of unknown words, with the most frequent ones; a ValueError where no word is known"
     phrases = _as_phrases(phrases)
     words, unknown = _count_words(phrases, tokenizer)
-    examples = ', '.join(repr(word) for word, _ in unknown.most_common(5)) + ', ...'*(len(unknown) > 5)
+    examples = ', '.join(_short(word) for word, _ in unknown.most_common(5)) + ', ...'*(len(unknown) > 5)
     what = f'the phrase {_short(phrases[0])}' if len(phrases) == 1 else f'{len(phrases)} phrases'
-    if not words: raise ValueError(f'there is no word in {what}')
     share = unknown.total()/words.total()
     if share == 1: raise ValueError(f'{what}: the vocabulary of the tokenizer has none of the words ({examples})')
     told = _told.setdefault(tokenizer, set())
@@ -231,6 +232,7 @@ def _deep_colours(image, tiles, source):
     if name == 'LA;16B': return lower.view('>u2').astype(np.uint16) # two numbers of 16 bits read as four of 8
     return upper.astype(np.uint16) << 8 | lower
 
+# %% ../nbs/06_preprocess.ipynb #91969913
 def _range_said(tags):
     "The largest number of a TIFF's pixels as the file has it, None where it leaves that open"
     if 281 in tags: return int(np.max(tags[281])) # MaxSampleValue
@@ -284,6 +286,7 @@ def _over_white(image):
     rgba = (image.convert('LA') if image.mode == 'La' else image).convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', rgba.size, 'white'), rgba).convert('RGB')
 
+# %% ../nbs/06_preprocess.ipynb #91969914
 def open_image(
     image,                          # a file (its path, its bytes, or open), an image of PIL, an array or a tensor
     size:tuple[int, int]|None=None, # (H, W) of the picture on which its mask was drawn; None: there is no mask
@@ -361,6 +364,7 @@ def square_mask(
         if length != img_size: columns = columns.take(_nearest(length, img_size), axis)
     return torch.from_numpy(columns).T
 
+# %% ../nbs/06_preprocess.ipynb #06cc0002
 class Preprocessing(NamedTuple):
     "What a backbone was trained on: the mean and the deviation of the pixels it saw, and the filter that resized them"
     mean:tuple                    # of red, green and blue, each from 0 to 1
@@ -370,7 +374,8 @@ class Preprocessing(NamedTuple):
     def check(self):
         "The same in plain numbers, or an error that says what is wrong"
         for name, three in dict(mean=self.mean, std=self.std).items():
-            if len(three) != 3 or not np.isfinite(three).all() or name == 'std' and min(three) <= 0:
+            plain = isinstance(three, (list, tuple)) and [isinstance(x, (int, float)) for x in three] == [True]*3
+            if not plain or not np.isfinite(three).all() or name == 'std' and min(three) <= 0:
                 raise ValueError(f'preprocessing: {name}={three!r} is not one number for each of red, green and blue')
         if self.interpolation not in (words := [mode.value for mode in InterpolationMode]):
             raise ValueError(f'preprocessing: interpolation={self.interpolation!r}: choose one of {", ".join(words)}')
