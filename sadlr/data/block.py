@@ -21,8 +21,8 @@ from fastai.vision.data import get_grid
 from PIL import Image
 from pycocotools import mask as coco_mask
 from .refer import Packed, Refer
-from ..preprocess import (IMAGENET_MEAN, IMAGENET_STD, check_size, load_tokenizer, square_mask, square_pixels,
-                              tokenize, word_tokenizer)
+from ..preprocess import (IMAGENET, Preprocessing, check_size, load_tokenizer, square_mask, square_pixels, tokenize,
+                              word_tokenizer)
 from ..visualize import TRUE, show_overlay
 
 # %% ../../nbs/12_data.block.ipynb #4165b6c5
@@ -77,9 +77,9 @@ class Field(ItemGetter):
 
 class ReadImage(Field):
     "The image of a sample as a `TensorImage` (S, S, 3) of bytes, the order in which they come from a file"
-    def __init__(self, img_size:int):
+    def __init__(self, img_size:int, preprocessing:Preprocessing=IMAGENET):
         super().__init__(0)
-        self.img_size, self.last = img_size, (None, None)
+        self.img_size, self.preprocessing, self.last = img_size, preprocessing, (None, None)
 
     def encodes(self, sample):
         image, _, rle = [*sample, None][:3]
@@ -89,7 +89,8 @@ class ReadImage(Field):
         return self.last[1]
 
     def _read(self, image, size):
-        return square_pixels(image, self.img_size, size).permute(1, 2, 0).contiguous().as_subclass(TensorImage)
+        pixels = square_pixels(image, self.img_size, size, self.preprocessing.interpolation)
+        return pixels.permute(1, 2, 0).contiguous().as_subclass(TensorImage)
 
     def __getstate__(self): return self.__dict__ | {'last': (None, None)}
 
@@ -130,10 +131,10 @@ class Tokenize(Transform):
 
 # %% ../../nbs/12_data.block.ipynb #312c2845
 class Normalise(Transform):
-    "Images (..., S, S, 3) to (..., 3, S, S) of mean 0 and deviation 1 over ImageNet, and back; masks to int64"
-    def __init__(self):
+    "Images (..., S, S, 3) to (..., 3, S, S) as the backbone is used to, and back; masks to int64"
+    def __init__(self, preprocessing:Preprocessing=IMAGENET):
         super().__init__()
-        self.mean, self.std = (255*torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+        self.mean, self.std = (255*torch.tensor(x).view(3, 1, 1) for x in preprocessing[:2])
 
     def encodes(self, image:TensorImage):
         mean, std = self.mean.to(image.device), self.std.to(image.device)
@@ -165,15 +166,18 @@ class ByImage(TfmdDL):
 
 # %% ../../nbs/12_data.block.ipynb #d95ca09f
 def refer_block(
-    tokenizer,      # of `transformers`
-    img_size:int,   # S, side of the square in pixels, a multiple of 4 (the model's first stride)
-    splitter=None,  # which samples are for training and which for validation; a random fifth for None
-) -> DataBlock:     # of samples
+    tokenizer,                            # of `transformers`
+    img_size:int,                         # S, side of the square in pixels, a multiple of 4 (the model's first stride)
+    splitter=None,                        # which samples are for training, which for validation; None: a random fifth
+    preprocessing:Preprocessing=IMAGENET, # of the backbone
+) -> DataBlock:                           # of samples
     "How samples become batches `(image (B, 3, S, S), token_ids (B, 20)), mask (B, S, S)`"
     if img_size <= 0 or img_size % 4: raise ValueError(f'img_size must be a positive multiple of 4, not {img_size}')
+    preprocessing = preprocessing.check()
     return DataBlock(
         blocks=(TransformBlock, TransformBlock(Tokenize(tokenizer)), TransformBlock), n_inp=2, splitter=splitter,
-        getters=[ReadImage(img_size), Field(1), ReadMask(img_size)], batch_tfms=Normalise(), dl_type=ByImage)
+        getters=[ReadImage(img_size, preprocessing), Field(1), ReadMask(img_size)],
+        batch_tfms=Normalise(preprocessing), dl_type=ByImage)
 
 # %% ../../nbs/12_data.block.ipynb #6b820223
 def _draw(image, mask, title, ax, **kwargs):
@@ -200,16 +204,17 @@ def show_results(x:tuple, y:TensorReferMask, samples, outs, ctxs=None, max_n=6, 
 
 # %% ../../nbs/12_data.block.ipynb #9f4026f9
 def refer_dataloaders(
-    refer:Refer,        # or several data sets as one, a `sadlr.data.joint.Joint`
-    tokenizer=None,     # of `transformers`, its hub name or its folder; None: the words of the training phrases
-    img_size:int=64,    # S, side of the square in pixels, a multiple of 4
-    bs:int=32,          # B
-    val:str='val',      # the split for validation
-    sentence:str='raw', # 'raw' or 'sent'
-    **kwargs,           # of fastai's `DataBlock.dataloaders`: `num_workers`, `device`, `val_bs`, ...
-) -> DataLoaders:       # `.tokenizer` is the tokenizer
+    refer:Refer,                          # or several data sets as one, a `sadlr.data.joint.Joint`
+    tokenizer=None,                       # of `transformers`, its hub name or folder; None: the training words
+    img_size:int=64,                      # S, side of the square in pixels, a multiple of 4
+    bs:int=32,                            # B
+    val:str='val',                        # the split for validation
+    sentence:str='raw',                   # 'raw' or 'sent'
+    preprocessing:Preprocessing=IMAGENET, # of the backbone
+    **kwargs,                             # of fastai's `DataBlock.dataloaders`: `num_workers`, `device`, `val_bs`, ...
+) -> DataLoaders:                         # has the attributes `tokenizer` and `preprocessing`
     "Training on a random sentence of each ref of 'train', validation on every sentence of `val`"
     train, valid = refer_samples(refer, 'train', sentence, draw=True), refer_samples(refer, val, sentence)
     tokenizer = load_tokenizer(tokenizer) if tokenizer else word_tokenizer([p for s in train for p in s.phrase])
     splitter = IndexSplitter(range(len(train), len(train) + len(valid)))
-    return refer_block(tokenizer, img_size, splitter).dataloaders(train + valid, bs=bs, **kwargs)
+    return refer_block(tokenizer, img_size, splitter, preprocessing).dataloaders(train + valid, bs=bs, **kwargs)
