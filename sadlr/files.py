@@ -119,7 +119,8 @@ def _check_keys(data):
 # %% ../nbs/07_files.ipynb #a1d00c06
 def decode_json(
     data:bytes|str,
-    kind=Any, # a type as `msgspec` takes it
+    kind=Any,           # a type as `msgspec` takes it
+    replace:bool=False, # '�' for text that is no Unicode, instead of an error
 ) -> Any:
     "The content of a JSON text; a ValueError of one line says what is wrong with it"
     if isinstance(data, str): data = data.encode(errors='surrogatepass')
@@ -128,18 +129,20 @@ def decode_json(
         _check_keys(data)
         return _decode(data, kind)
     except UnicodeDecodeError as error:
+        if replace: return decode_json(_plain(data).decode(errors='replace'), kind)
         raise ValueError(f'the text {error.object[:80]!r} is no Unicode: save it as UTF-8') from error
     except RecursionError as error: raise ValueError('its lists and objects lie too deep in each other') from error
 
 def read_json(
     path:str|Path,
     kind=Any,               # a type as `msgspec` takes it
-    what:str='is not JSON', # said of a file that is something else
+    what:str='is no JSON',  # said of a file that is something else
+    replace:bool=False,     # '�' for text that is no Unicode, instead of an error
 ) -> Any:
     "The content of a JSON file; whatever is wrong with it becomes a ValueError of one line that names it"
     path = Path(path)
     if not path.is_file(): raise FileNotFoundError(f'{path} is missing')
-    try: return decode_json(path.read_bytes(), kind)
+    try: return decode_json(path.read_bytes(), kind, replace)
     except ValueError as error: raise ValueError(f'{path} {what}: {error}') from error
 
 # %% ../nbs/07_files.ipynb #a1d00c09
