@@ -7,7 +7,7 @@ __all__ = ['PARTITIONS', 'ID', 'WIDTHS', 'ARGUMENTS', 'PREFIXES', 'PUT', 'LONG_B
            'Sentence', 'Ref', 'check_ids', 'Packed', 'ById', 'packed', 'PlainUnpickler', 'check_memo', 'read_refs',
            'RLE', 'run_lengths', 'check_part', 'union_rle', 'quoted', 'partitions_in', 'look_alikes', 'find_refs',
            'ImageRecord', 'Annotation', 'Category', 'Instances', 'read_instances', 'check_ref', 'in_words', 'Refer',
-           'count_refs']
+           'count_refs', 'elsewhere']
 
 # %% ../../nbs/10_data.refer.ipynb #4e24402c
 import io, pickle, pickletools
@@ -65,8 +65,8 @@ def check_ids(
     "Raises a ValueError where an id stands twice"
     ids = list(ids)
     if len(set(ids)) == len(ids): return
-    twice, n = Counter(ids).most_common(1)[0]
-    raise ValueError(f'{what} {twice} is there {n} times, and an id names one thing: give each its own')
+    (twice, _), = Counter(ids).most_common(1)
+    raise ValueError(f'{what} {twice} stands twice, and an id names one thing: give each its own')
 
 # %% ../../nbs/10_data.refer.ipynb #5f7483b1
 class Packed(Sequence):
@@ -235,20 +235,20 @@ def partitions_in(
 
 def look_alikes(
     root:Path,  # folder of the data sets' folders
-    dataset:str # one of them, in which a refs file was not found
+    dataset:str # one of them, in which no refs file was found; '': none was found at all
 ) -> str:       # begins with '; ', or nothing
     "What lies there instead of a refs file, and what to do about it"
     folder, inside = root/dataset, sorted(root.iterdir()) if root.is_dir() else []
-    if folder.is_dir():
+    if dataset and folder.is_dir():
         names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in ('.p', '.json', '.pkl', '.pickle'))
         there = f'only {quoted(names)}' if names else 'nothing of the kind'
         return f'; {folder} holds {there}, and REFER\'s files are refs(<partition>).p, a pickle, and instances.json'
     if any('refs(' in p.name and p.is_file() for p in inside):
         own = root.resolve()
         return f"; {root} is the folder of one data set: the root is {own.parent}, the data set {own.name!r}"
-    if same := [p.name for p in inside if p.name.lower() == dataset.lower()]:
+    if dataset and (same := [p.name for p in inside if p.name.lower() == dataset.lower()]):
         return f"; there is a folder {same[0]!r}, and capitals count: ask for it by that name, or rename it"
-    if deeper := [p for p in inside if any((p/dataset).glob('refs(*).p'))]:
+    if deeper := [p for p in inside if any((p/dataset).glob('refs(*).p' if dataset else '*/refs(*).p'))]:
         return f'; it lies one level deeper: the root is {deeper[0]}'
     return '' if root.is_dir() else f'; there is no folder {root}'
 
@@ -395,6 +395,14 @@ def counts(self:Refer) -> dict[str, dict[str, int]]: # {split: {'images', 'refs'
     return {s: count_refs(list(self.refs(s))) for s in self.splits}
 
 # %% ../../nbs/10_data.refer.ipynb #16150c45
+def elsewhere(
+    refer:'Refer',
+    name:str # of an image that is not where it should be
+) -> str:    # begins with '; ', or nothing
+    "Where the image lies instead, and what to do about it"
+    places = [p for place in refer._places for p in (place, *place.glob('*/')) if (p/name).is_file()]
+    return f'; it lies in {places[0]}: move the images to {refer.images}, or read with images=that' if places else ''
+
 @patch
 def rle(self:Refer,
     ref:Ref
@@ -421,6 +429,4 @@ def image_path(self:Refer,
     name = self.image_records[ref.image_id]['file_name']
     path = self.images/name
     if path.is_file(): return path
-    places = [p for place in self._places for p in (place, *place.glob('*/')) if (p/name).is_file()]
-    instead = f'; it lies in {places[0]}: take that as the folder of images' if places else ''
-    raise FileNotFoundError(f'the image of ref {ref.ref_id} is missing: {path}{instead}')
+    raise FileNotFoundError(f'the image of ref {ref.ref_id} is missing: {path}{elsewhere(self, name)}')
