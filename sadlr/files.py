@@ -123,7 +123,7 @@ def decode_json(
     replace:bool=False, # '�' for text that is no Unicode, instead of an error
 ) -> Any:
     "The content of a JSON text; a ValueError of one line says what is wrong with it"
-    if isinstance(data, str): data = data.encode(errors='surrogatepass')
+    if isinstance(data, str): data = data.removeprefix('\ufeff').encode(errors='surrogatepass')
     elif json.detect_encoding(data) != 'utf-8': data = decode_text(data).encode()
     try:
         _check_keys(data)

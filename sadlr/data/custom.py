@@ -155,6 +155,10 @@ def deal_splits(
 def _cell(row, name):
     "A value of the table, None where it is empty"
     value = row.get(name)
+    if isinstance(value, (str, Path)):
+        try: str(value).encode()
+        except UnicodeEncodeError as error:
+            raise ValueError(f'the {name} is no Unicode text: {str(value)!r}') from error
     empty = pd.api.types.is_scalar(value) and (pd.isna(value) or not str(value).strip())
     return None if empty else value
 
@@ -230,8 +234,11 @@ def refer_from_table(
             i, split = ids.setdefault(photos[path], len(ids)), _cell(row, 'split')
             if split is not None: split = str(split).strip()
             if splits.setdefault(i, split) != split:
-                raise ValueError(f'its split is {split!r}, and {splits[i]!r} in a row before')
-        except (ValueError, OSError) as error: raise ValueError(f"row {n} ({row.get('image')}): {error}") from error
+                first = next(other for other, photo in photos.items() if photo == photos[path])
+                raise ValueError(f'its split is {split!r}, and {splits[i]!r} in a row before of the same photo ({first})')
+        except (ValueError, OSError) as error:
+            told = f"row {n} ({row.get('image')}): {error}"
+            raise ValueError(told.encode(errors='backslashreplace').decode()) from error
         object = annotations.setdefault((i, rle['counts']), _annotation(len(annotations), i, segmentation, rle))
         phrases[object['id']].append(phrase)
     if set(splits.values()) == {None}: splits = deal_splits(list(splits))
