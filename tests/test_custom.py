@@ -55,7 +55,8 @@ def indexed(palette, pixels):
 def bits(pixels): return Image.fromarray(pixels)
 
 ON_CLEAR = { # the disc is white or coloured, the ground is of the same or another colour and transparent
-    'RGBA white': (rgba([255]*3), '.png', {}), 'RGBA red': (rgba([9, 0, 0]), '.png', {}), 'RGBA blue': (rgba([0, 0, 1]), '.png', {}),
+    'RGBA white': (rgba([255]*3), '.png', {}), 'RGBA red': (rgba([9, 0, 0]), '.png', {}),
+    'RGBA blue': (rgba([0, 0, 1]), '.png', {}),
     'RGBA webp': (rgba([255]*3), '.webp', dict(lossless=True, exact=True)), 'RGBA tif': (rgba([255]*3), '.tif', {}),
     'RGBA of two colours': (Image.fromarray(np.dstack([WHITE, 255 - ALPHA, WHITE, ALPHA])), '.png', {}),
     'LA': (Image.fromarray(np.dstack([WHITE, ALPHA])), '.png', {}),
@@ -65,7 +66,8 @@ ON_CLEAR = { # the disc is white or coloured, the ground is of the same or anoth
                 dict(transparency=(0, 255, 0))),
     '1 key 0': (bits(DISC), '.png', dict(transparency=0)),
     'I;16 key': (Image.fromarray(np.where(DISC, 700, 50000).astype(np.uint16)), '.png', dict(transparency=50000)),
-    'P index': (indexed([255]*6, DISC), '.png', dict(transparency=0)), 'P last index': (indexed([255]*6, ~DISC), '.png', dict(transparency=1)),
+    'P index': (indexed([255]*6, DISC), '.png', dict(transparency=0)),
+    'P last index': (indexed([255]*6, ~DISC), '.png', dict(transparency=1)),
     'P bytes': (indexed([255]*9, np.where(DISC, 2, np.arange(W) % 2)), '.png', dict(transparency=b'\0\0')),
     'P gif': (indexed([255, 0, 0, 0, 0, 255], DISC), '.gif', dict(transparency=0))}
 
@@ -77,31 +79,38 @@ def test_what_is_transparent_is_outside(tmp_path, kind):
     np.testing.assert_array_equal(coco_mask.decode(mask_rle(tmp_path/f'mask{suffix}', H, W)), DISC)
 
 REFUSED = {
-    'all clear': (rgba([255]*3, 0*ALPHA), {}, 'is empty'), 'black on clear': (rgba([0]*3), {}, 'is empty: .* black or transparent'),
+    'all clear': (rgba([255]*3, 0*ALPHA), {}, 'is empty'),
+    'black on clear': (rgba([0]*3), {}, 'is empty: .* black or transparent'),
     'soft edge': (rgba([255]*3, np.where(DISC, 255, 3).astype(np.uint8)), {}, 'is partly transparent'),
-    'half': (rgba([255]*3, ALPHA//2), {}, 'is partly transparent'), 'LA half': (Image.fromarray(np.dstack([WHITE, ALPHA//2])), {}, 'is partly'),
+    'half': (rgba([255]*3, ALPHA//2), {}, 'is partly transparent'),
+    'LA half': (Image.fromarray(np.dstack([WHITE, ALPHA//2])), {}, 'is partly'),
     'P half': (indexed([255]*6, DISC), dict(transparency=b'\0\x80'), 'is partly transparent'),
-    'two colours': (rgba([255]*3, WHITE), dict(), None), 'L key all': (Image.fromarray(WHITE), dict(transparency=255), 'is empty'),
+    'two colours': (rgba([255]*3, WHITE), dict(), None),
+    'L key all': (Image.fromarray(WHITE), dict(transparency=255), 'is empty'),
     '1 key': (bits(DISC), dict(transparency=1), 'is empty'),
-    'equally bright': (Image.fromarray(np.where(DISC[..., None], [255, 0, 0], [0, 130, 0]).astype(np.uint8)), {}, 'has 2 values'),
-    'photo cut out': (Image.fromarray(np.dstack([np.indices((H, W)).sum(0).astype(np.uint8) + 1]*3 + [ALPHA])), {}, 'values besides 0')}
+    'equally bright': (Image.fromarray(np.where(DISC[..., None], [255, 0, 0], [0, 130, 0]).astype(np.uint8)), {},
+                       'has 2 values'),
+    'photo cut out': (Image.fromarray(np.dstack([np.indices((H, W)).sum(0).astype(np.uint8) + 1]*3 + [ALPHA])), {},
+                      'values besides 0')}
 
 @pytest.mark.parametrize('kind', REFUSED)
 def test_transparency_that_tells_no_object(tmp_path, kind):
     image, options, told = REFUSED[kind]
     image.save(tmp_path/'mask.png', **options)
-    if told is None: return np.testing.assert_array_equal(coco_mask.decode(mask_rle(tmp_path/'mask.png', H, W)), 1) # opaque
+    if told is None: # opaque
+        return np.testing.assert_array_equal(coco_mask.decode(mask_rle(tmp_path/'mask.png', H, W)), 1)
     with pytest.raises(ValueError, match=f'mask.png.* {told}') as error: mask_rle(tmp_path/'mask.png', H, W)
     assert '\n' not in str(error.value)
 
-ARRAYS = dict(rgba=np.asarray(rgba([255]*3)), la=np.dstack([WHITE, ALPHA]), rgb=np.dstack([ALPHA]*3), bool=DISC, float=DISC*.5,
-              int=DISC*np.int64(7), view=np.asarray(rgba([255]*3))[::-1][::-1])
+ARRAYS = dict(rgba=np.asarray(rgba([255]*3)), la=np.dstack([WHITE, ALPHA]), rgb=np.dstack([ALPHA]*3), bool=DISC,
+              float=DISC*.5,              int=DISC*np.int64(7), view=np.asarray(rgba([255]*3))[::-1][::-1])
 
 @pytest.mark.parametrize('kind', ARRAYS)
 def test_masks_as_arrays(kind): np.testing.assert_array_equal(coco_mask.decode(mask_rle(ARRAYS[kind], H, W)), DISC)
 
-@pytest.mark.parametrize('mask', [np.zeros((H, W, 5), np.uint8), np.ones((H, W, 4)), np.ones((4, H, W), np.uint8), np.ones(H), np.full((H, W), np.nan),
-                                  np.full((H, W), 'x'), np.full((H, W), None), np.ones((H, W), complex), np.ones((0, 0))], ids=range(9))
+@pytest.mark.parametrize('mask', [
+    np.zeros((H, W, 5), np.uint8), np.ones((H, W, 4)), np.ones((4, H, W), np.uint8), np.ones(H), np.full((H, W), np.nan),
+    np.full((H, W), 'x'), np.full((H, W), None), np.ones((H, W), complex), np.ones((0, 0))], ids=range(9))
 def test_arrays_that_are_no_masks(mask):
     with pytest.raises(ValueError, match='^the mask '): mask_rle(mask, H, W)
 
@@ -129,15 +138,17 @@ def test_one_photo_by_another_name(table, tmp_path, way):
     assert [s.raw for s in first.sentences] == ['bright triangle', 'again'] # one object, too
     assert len(refer.image_records) == len({*refer.image_records}) == 5 and len(refer.refs()) == 5
     assert refer.image_path(first).name == '000000_0.jpg'
-    split = [dict(row, split='val' if i == 5 else 'train') for i, row in enumerate([*table, table[0] | dict(image=name)])]
-    with pytest.raises(ValueError, match=r"^row 6 .*: its split is 'val', and 'train' in a row before of the same photo \(.*0.jpg\)"):
+    split = [row | dict(split='train') for row in table] + [table[0] | dict(image=name, split='val')]
+    told = r"^row 6 .*: its split is 'val', and 'train' in a row before of the same photo \(.*0.jpg\)"
+    with pytest.raises(ValueError, match=told):
         refer_from_table(split, tmp_path/'data', 'other', folder=tmp_path)
 
 def in_coco(tmp_path, names, sizes=()):
     "A COCO file with an image and an object for each name"
     images = [dict(id=i, file_name=str(name), height=H, width=W) for i, name in enumerate(names)]
     for i, (height, width) in enumerate(sizes): images[i] |= dict(height=height, width=width)
-    annotations = [dict(id=10 + i, image_id=i, category_id=1, segmentation=[[5, 5, 20 + i, 5, 5, 30]]) for i in range(len(names))]
+    annotations = [dict(id=10 + i, image_id=i, category_id=1, segmentation=[[5, 5, 20 + i, 5, 5, 30]])
+                   for i in range(len(names))]
     (tmp_path/'coco.json').write_text(json.dumps(dict(images=images, annotations=annotations, categories=[])))
     return tmp_path/'coco.json', {10 + i: f'thing {i}' for i in range(len(names))}
 
@@ -152,7 +163,8 @@ def test_one_photo_in_two_records_of_coco(table, tmp_path, way):
     splits = dict(zip(map(str, names), ('train', 'val', 'test', 'val')))
     with pytest.raises(ValueError, match="are one photo, once in 'train' and once in 'val'"):
         refer_from_coco(*in_coco(tmp_path, names), tmp_path, tmp_path/'data', 'other', splits=splits)
-    same = refer_from_coco(*in_coco(tmp_path, names), tmp_path, tmp_path/'data', 'same', splits=splits | {str(name): 'train'})
+    splits[str(name)] = 'train'
+    same = refer_from_coco(*in_coco(tmp_path, names), tmp_path, tmp_path/'data', 'same', splits=splits)
     assert same.refs()[3].split == 'train'
 
 def test_a_photo_stored_and_upright_in_two_records(table, tmp_path):

@@ -93,7 +93,8 @@ def convert(coco, change=lambda instances: None, phrases=None, **options):
 @pytest.mark.parametrize('case', [c for c in REPEATED if not REPEATED[c][0].startswith(('ref', 'sentence'))])
 def test_repeated_ids_in_a_coco_file(coco, case):
     told, change = REPEATED[case]
-    with pytest.raises(ValueError, match=rf'changed.json: {told} stands twice'): convert(coco, lambda inst: change([], inst))
+    with pytest.raises(ValueError, match=rf'changed.json: {told} stands twice'):
+        convert(coco, lambda inst: change([], inst))
     assert not (coco.parent/'data').exists()
 
 @pytest.mark.parametrize('text, told', [

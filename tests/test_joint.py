@@ -28,7 +28,8 @@ def own(tmp_path, splits, name='mine'):
     rows = [dict(image=image, phrase='thing', polygon=TRIANGLE, split=split) for image, split in splits.items()]
     return refer_from_table(rows, tmp_path/'data', name, folder=tmp_path)
 
-def kept(joint, refer): return [joint.image_path(r).name[7:] for r in joint.refs('train') if joint.refers[r.source] is refer]
+def kept(joint, refer):
+    return [joint.image_path(r).name[7:] for r in joint.refs('train') if joint.refers[r.source] is refer]
 
 @pytest.mark.parametrize('name', ['COCO_train2014_{:012}.jpg', '{:012}.jpg'])
 def test_held_out_photos_in_data_of_ones_own(tmp_path, name):

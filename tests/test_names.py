@@ -46,7 +46,8 @@ def test_another_partition(tmp_path):
     write(tmp_path/'mine', refs='refs(google).p')
     assert message(tmp_path, 'mine', 'unc') == "mine has no partition 'unc'; there are 'google'"
 
-@pytest.mark.parametrize('there, asked', [('RefCOCO', 'refcoco'), ('refcoco', 'RefCOCO'), ('Mine', 'mine'), ('mine', 'MINE')])
+@pytest.mark.parametrize('there, asked', [('RefCOCO', 'refcoco'), ('refcoco', 'RefCOCO'), ('Mine', 'mine'),
+                                          ('mine', 'MINE')])
 def test_another_letter_case(tmp_path, there, asked):
     write(tmp_path/there)
     if (tmp_path/asked).is_dir(): pytest.skip('this file system knows no capitals')
@@ -58,7 +59,8 @@ def test_a_root_too_low(tmp_path, monkeypatch, name):
     write(tmp_path/name)
     for root in tmp_path/name, Path('.'):
         monkeypatch.chdir(tmp_path/name)
-        assert f"is the folder of one data set: the root is {tmp_path.resolve()}, the data set {name!r}" in message(root, name, 'unc')
+        told = f'is the folder of one data set: the root is {tmp_path.resolve()}, the data set {name!r}'
+        assert told in message(root, name, 'unc')
     assert f'the root is {tmp_path.resolve()}' in check_data(tmp_path/name)[0]
 
 def test_a_root_too_high_and_one_that_is_not_there(tmp_path):

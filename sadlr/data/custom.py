@@ -235,7 +235,8 @@ def refer_from_table(
             if split is not None: split = str(split).strip()
             if splits.setdefault(i, split) != split:
                 first = next(other for other, photo in photos.items() if photo == photos[path])
-                raise ValueError(f'its split is {split!r}, and {splits[i]!r} in a row before of the same photo ({first})')
+                told = f'{splits[i]!r} in a row before of the same photo ({first})'
+                raise ValueError(f'its split is {split!r}, and {told}')
         except (ValueError, OSError) as error:
             told = f"row {n} ({row.get('image')}): {error}"
             raise ValueError(told.encode(errors='backslashreplace').decode()) from error
