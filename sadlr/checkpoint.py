@@ -30,7 +30,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .disk import replace_file, writing
+from .files import replace_file, writing
 from .models.build import check_fit
 
 # %% ../nbs/43_checkpoint.ipynb #179fe28a

@@ -82,10 +82,10 @@ from .data.download import check_data, get_data
 from .data.joint import Joint
 from .data.refer import PARTITIONS, Refer
 from .data.shapes import make_shapes
-from .disk import NotWritten, replace_file, writing
 from .distributed import distributed, launched
 from .evaluate import evaluate, published, read_published, shuffle_phrases
 from .experiments import Recipe, run_table, summarise_table, tables
+from .files import NotWritten, replace_file, writing
 from .learner import PRECISIONS, refer_learner
 from .losses import IterativeCrossEntropy, IterativeDiceLoss
 from .metrics import named_protocol

@@ -29,8 +29,8 @@ from .checkpoint import OnlyFinite
 from .data.block import refer_dataloaders, refer_samples
 from .data.refer import Refer
 from .data.shapes import make_shapes
-from .disk import replace_file, writing
 from .evaluate import evaluate, read_published
+from .files import replace_file, writing
 from .learner import refer_learner
 from .models.build import ReferSegmenter, create_model
 

@@ -35,6 +35,7 @@ def iteration_weights(
 # %% ../nbs/31_losses.ipynb #9ae022a1
 class IterativeLoss(nn.Module):
     "A loss for each iteration's mask, weighted over the iterations (equation 3)"
+    reduction = 'mean' # over the batch; 'none': each image by itself, which is what fastai asks for to rank them
     def __init__(self,
         last:float=0.7, # weight of the last iteration; the others share the rest
     ):
@@ -54,9 +55,11 @@ class IterativeLoss(nn.Module):
     def forward(self,
         scores:Tensor, # (B, n, 2, h, w) raw score maps
         truth:Tensor,  # (B, H, W) 0 or 1
-    ) -> Tensor:       # () weighted loss
-        losses = self.per_iteration(scores, truth)
-        return (losses*losses.new_tensor(iteration_weights(len(losses), self.last))).sum()
+    ) -> Tensor:       # () weighted loss, or (B) where nothing is reduced
+        if self.reduction == 'none':
+            losses = torch.stack([self.per_iteration(*one) for one in zip(scores[:, None], truth[:, None])])
+        else: losses = self.per_iteration(scores, truth)
+        return (losses*losses.new_tensor(iteration_weights(losses.shape[-1], self.last))).sum(-1)
 
     def activation(self,
         scores:Tensor, # (B, n, 2, h, w) raw score maps

@@ -19,6 +19,7 @@ from pycocotools import mask as coco_mask
 from .data.block import refer_samples
 from .data.refer import ID, RLE, Ref, Refer, union_rle
 from .evaluate import predict_masks
+from .files import read_json
 from .metrics import named_protocol, summarise
 from .models.build import ReferSegmenter
 from .preprocess import square_mask
@@ -40,11 +41,8 @@ def read_predictions(
     path:str|Path,
 ) -> list[Prediction]:
     "The predictions of a file; whatever is wrong with its form becomes a ValueError that names the file"
-    path = Path(path)
-    if not path.is_file(): raise FileNotFoundError(f'there are no predictions {path}')
-    try: return msgspec.json.decode(path.read_bytes(), type=list[Prediction])
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise ValueError(f'{path} holds no predictions: {e}') from e
+    if not Path(path).is_file(): raise FileNotFoundError(f'there are no predictions {path}')
+    return read_json(path, list[Prediction], 'holds no predictions')
 
 # %% ../nbs/45_predictions.ipynb #53536ff1
 def to_rle(

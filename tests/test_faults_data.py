@@ -192,7 +192,7 @@ def test_file_that_is_no_image(root, content):
     with pytest.raises(ValueError, match='000000000009.jpg is no image that can be read'):
         refer_dataloaders(Refer(root))
 
-@pytest.mark.parametrize('raw', ['🐕', 'le chien 🐕‍🦺!', '左边的人', 'x'*500, '?', '\u200b', 'a\x00b', 'ﬁ'*30])
+@pytest.mark.parametrize('raw', ['🐕', 'le chien 🐕‍🦺!', '左边的人', 'x'*500, '?', 'a\x00b', 'ﬁ'*30])
 def test_odd_sentences(tmp_path, raw):
     "Ids and a mask for every sentence that is not blank"
     dls = refer_dataloaders(small(tmp_path, photo(), raw=raw), img_size=32, bs=1, num_workers=0, device='cpu')

@@ -5,7 +5,7 @@ import pytest, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
 from safetensors.torch import load_file
-from sadlr import checkpoint, cli, disk, experiments
+from sadlr import checkpoint, cli, experiments, files
 from sadlr.checkpoint import load_state, tensors_of
 from test_distributed import launch
 from test_resume import assert_same_run, history, home, killed, options_of, train
@@ -202,7 +202,7 @@ def test_folders_that_cannot_be_flushed(tmp_path, monkeypatch, number):
     assert load_state(tmp_path/'state.pt')['a'].tolist() == [1, 1] and os.listdir(tmp_path) == ['state.pt']
 
 def test_folder_that_cannot_be_opened(tmp_path, monkeypatch):
-    monkeypatch.setattr(disk.os, 'open', Disk(errno.EACCES).refuse)
+    monkeypatch.setattr(files.os, 'open', Disk(errno.EACCES).refuse)
     checkpoint.save_state({'a': 1}, tmp_path/'state.pt')
     assert load_state(tmp_path/'state.pt') == {'a': 1}
 

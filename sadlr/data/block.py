@@ -4,12 +4,13 @@
 
 # %% auto #0
 __all__ = ['Sample', 'Samples', 'refer_samples', 'TensorReferMask', 'Field', 'ReadImage', 'ReadMask', 'TensorPhrase', 'Tokenize',
-           'Normalise', 'ByImage', 'refer_block', 'show_batch', 'show_results', 'tensorboard_log', 'wandb_process',
-           'refer_dataloaders']
+           'Normalise', 'ByImage', 'refer_block', 'show_batch', 'show_results', 'plot_top_losses', 'tensorboard_log',
+           'wandb_process', 'refer_dataloaders']
 
 # %% ../../nbs/12_data.block.ipynb #c7032602
 import random
 from collections import defaultdict
+from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 import msgspec, numpy as np, torch
@@ -19,19 +20,19 @@ from fastai.data.transforms import IndexSplitter, ItemGetter
 from fastai.imports import Transform, dispatch
 from fastai.torch_core import TensorBase, TensorImage, TensorMask, TitledStr
 from fastai.vision.data import get_grid
-from PIL import Image
 from pycocotools import mask as coco_mask
+from torch.utils.data import get_worker_info
 from .refer import Packed, Refer
-from ..preprocess import (IMAGENET_MEAN, IMAGENET_STD, check_size, load_tokenizer, square_mask, square_pixels,
-                              tokenize, word_tokenizer)
+from ..preprocess import (IMAGENET, Preprocessing, check_size, check_words, load_tokenizer, phrase_fault,
+                              square_mask, square_pixels, tokenize, word_tokenizer)
 from ..visualize import TRUE, show_overlay
 
 # %% ../../nbs/12_data.block.ipynb #4165b6c5
 class Sample(NamedTuple):
     "What one item of a batch is made from"
-    image:str|Path|Image.Image # a file or an image
-    phrase:str|list            # one phrase, or several to draw from
-    rle:dict|None = None       # the mask as a compressed RLE; not needed for a prediction
+    image:object         # a file or an image, as `open_image` takes it
+    phrase:str|list      # one phrase, or several to draw from
+    rle:dict|None = None # the mask as a compressed RLE; not needed for a prediction
 
 # %% ../../nbs/12_data.block.ipynb #f18a31a4
 def _unpack(encoded):
@@ -59,8 +60,8 @@ def refer_samples(
     for ref in refer.refs(split):
         if not ref.sentences: raise ValueError(f'{refer.name}: ref {ref.ref_id} has no sentence')
         for s in ref.sentences:
-            if not getattr(s, sentence).strip():
-                raise ValueError(f'{refer.name}: ref {ref.ref_id}: sentence {s.sent_id} is empty')
+            if fault := phrase_fault(getattr(s, sentence)):
+                raise ValueError(f'{refer.name}: ref {ref.ref_id}: sentence {s.sent_id} {fault}')
         phrases = [getattr(s, sentence) for s in ref.sentences]
         image, rle = str(refer.image_path(ref)), refer.rle(ref)
         if (source := (image, *rle['size'])) not in checked: check_size(image, rle['size'])
@@ -78,24 +79,26 @@ class Field(ItemGetter):
 
 class ReadImage(Field):
     "The image of a sample as a `TensorImage` (S, S, 3) of bytes, the order in which they come from a file"
-    def __init__(self, img_size:int):
+    def __init__(self, img_size:int, preprocessing:Preprocessing=IMAGENET):
         super().__init__(0)
-        self.img_size, self.last = img_size, (None, None)
+        self.img_size, self.preprocessing, self.last = img_size, preprocessing, (None, None)
 
     def encodes(self, sample):
         image, _, rle = [*sample, None][:3]
-        if rle is None or isinstance(image, Image.Image): return self._read(image, rle and rle['size'])
+        if rle is None or not isinstance(image, (str, PathLike)): return self._read(image, rle and rle['size'])
         source = image, tuple(rle['size'])
         if source != self.last[0]: self.last = source, self._read(*source)
         return self.last[1]
 
     def _read(self, image, size):
-        return square_pixels(image, self.img_size, size).permute(1, 2, 0).contiguous().as_subclass(TensorImage)
+        pixels = square_pixels(image, self.img_size, size, self.preprocessing.interpolation)
+        return pixels.permute(1, 2, 0).contiguous().as_subclass(TensorImage)
 
     def __getstate__(self): return self.__dict__ | {'last': (None, None)}
 
 class ReadMask(Field):
     "The mask of a sample as a `TensorReferMask` (S, S) of 0 and 1"
+    vocab = [['background', 'object']] # what the numbers mean, as fastai asks for it: a list for each target
     def __init__(self, img_size:int):
         super().__init__(2)
         self.img_size = img_size
@@ -106,6 +109,10 @@ class ReadMask(Field):
 class TensorPhrase(TensorBase):
     "The token ids of a phrase: (N,) or (B, N)"
 
+def _phrases(samples):
+    "All phrases of samples or `(image, phrase)` pairs"
+    return [p for _, phrase, *_ in samples for p in (phrase if isinstance(phrase, list) else [phrase])]
+
 class Tokenize(Transform):
     "A phrase, or one drawn from several, to its token ids, and back to text"
     train_setup = False # set up with the samples of all splits
@@ -114,9 +121,11 @@ class Tokenize(Transform):
         self.tokenizer, self.known, self.table = tokenizer, {}, None
 
     def setups(self, dataset):
-        phrases = {p for s in dataset.items for p in ([s.phrase] if isinstance(s.phrase, str) else s.phrase)}
-        self.known = {phrase: row for row, phrase in enumerate(phrases)}
-        if phrases: self.table = tokenize(list(phrases), self.tokenizer)[0]
+        phrases = _phrases(dataset.items)
+        if not phrases: return
+        check_words(phrases, self.tokenizer)
+        self.known = {phrase: row for row, phrase in enumerate(dict.fromkeys(phrases))}
+        self.table = tokenize(list(self.known), self.tokenizer)[0]
 
     def encodes(self, phrases:list): return self.encodes(random.choice(phrases))
     def encodes(self, phrase:str):
@@ -131,10 +140,10 @@ class Tokenize(Transform):
 
 # %% ../../nbs/12_data.block.ipynb #312c2845
 class Normalise(Transform):
-    "Images (..., S, S, 3) to (..., 3, S, S) of mean 0 and deviation 1 over ImageNet, and back; masks to int64"
-    def __init__(self):
+    "Images (..., S, S, 3) to (..., 3, S, S) as the backbone is used to, and back; masks to int64"
+    def __init__(self, preprocessing:Preprocessing=IMAGENET):
         super().__init__()
-        self.mean, self.std = (255*torch.tensor(x).view(3, 1, 1) for x in (IMAGENET_MEAN, IMAGENET_STD))
+        self.mean, self.std = (255*torch.tensor(x).view(3, 1, 1) for x in preprocessing[:2])
 
     def encodes(self, image:TensorImage):
         mean, std = self.mean.to(image.device), self.std.to(image.device)
@@ -145,10 +154,35 @@ class Normalise(Transform):
         image = image*self.std.to(image.device) + self.mean.to(image.device)
         return image.round().clamp(0, 255).byte().movedim(-3, -1)
 
+# %% ../../nbs/12_data.block.ipynb #12bb0002
+_NO_ROOM = ('a worker process of the loader ended, perhaps for want of shared memory: take fewer workers (0 need none) '
+            'or smaller batches, or give it more memory (/dev/shm; docker run --shm-size=8g)')
+
+class _PlainErrors(TfmdDL):
+    "An error in a worker process arrives as it is"
+    def create_batches(self, samps): # a worker hands an error on as it is, without a page of traceback
+        try: yield from super().create_batches(samps)
+        except (OSError, ValueError, RuntimeError) as error:
+            if get_worker_info() is None or isinstance(error, RuntimeError) and 'shared memory' not in str(error): raise
+            yield error
+
+    def __iter__(self):
+        try:
+            for batch in super().__iter__():
+                if isinstance(batch, Exception): raise batch
+                yield batch
+        except RuntimeError as error:
+            if not any(sign in str(error) for sign in ('shared memory', 'killed by signal', 'exited unexp')): raise
+            raise OSError(f'{_NO_ROOM} ({str(error).splitlines()[0]})') from error
+
 # %% ../../nbs/12_data.block.ipynb #7f5e899d
-class ByImage(TfmdDL):
+class ByImage(_PlainErrors):
     "Its random order keeps the samples of an image together; its draws depend on the epoch and the sample alone"
     epoch_seed = 0
+    def new(self, dataset=None, cls=None, **kwargs):
+        if dataset is not None and len(dataset): check_words(_phrases(dataset.items), self.tokenizer)
+        return super().new(dataset, cls, **kwargs)
+
     def randomize(self): # at the start of each epoch
         super().randomize()
         self.epoch_seed = self.rng.randint(0, 2**32 - 1)
@@ -161,20 +195,24 @@ class ByImage(TfmdDL):
 
     def shuffle_fn(self, idxs):
         samples, order = self.dataset.items, defaultdict(list)
-        for i in super().shuffle_fn(idxs): order[str(samples[i].image)].append(i)
+        def name(image): return str(image) if isinstance(image, (str, PathLike)) else id(image)
+        for i in super().shuffle_fn(idxs): order[name(samples[i].image)].append(i)
         return [i for same in order.values() for i in same]
 
 # %% ../../nbs/12_data.block.ipynb #d95ca09f
 def refer_block(
-    tokenizer,      # of `transformers`
-    img_size:int,   # S, side of the square in pixels, a multiple of 4 (the model's first stride)
-    splitter=None,  # which samples are for training and which for validation; a random fifth for None
-) -> DataBlock:     # of samples
+    tokenizer,                            # of `transformers`
+    img_size:int,                         # S, side of the square in pixels, a multiple of 4 (the model's first stride)
+    splitter=None,                        # which samples are for training, which for validation; None: a random fifth
+    preprocessing:Preprocessing=IMAGENET, # of the backbone
+) -> DataBlock:                           # of samples
     "How samples become batches `(image (B, 3, S, S), token_ids (B, 20)), mask (B, S, S)`"
     if img_size <= 0 or img_size % 4: raise ValueError(f'img_size must be a positive multiple of 4, not {img_size}')
+    preprocessing = preprocessing.check()
     return DataBlock(
         blocks=(TransformBlock, TransformBlock(Tokenize(tokenizer)), TransformBlock), n_inp=2, splitter=splitter,
-        getters=[ReadImage(img_size), Field(1), ReadMask(img_size)], batch_tfms=Normalise(), dl_type=ByImage)
+        getters=[ReadImage(img_size, preprocessing), Field(1), ReadMask(img_size)],
+        batch_tfms=Normalise(preprocessing), dl_type=ByImage)
 
 # %% ../../nbs/12_data.block.ipynb #6b820223
 def _draw(image, mask, title, ax, **kwargs):
@@ -199,6 +237,14 @@ def show_results(x:tuple, y:TensorReferMask, samples, outs, ctxs=None, max_n=6, 
         _draw(image, pred, f'predicted: IoU {inter/union if union else 0:.2f}', right)
     return ctxs
 
+# %% ../../nbs/12_data.block.ipynb #12aa0001
+@dispatch
+def plot_top_losses(x:tuple, y:TensorReferMask, samples, outs, raws, losses, nrows=None, ncols=2, figsize=None, **_):
+    "As `show_results`, with the loss of each image"
+    shown = show_results(x, y, samples, outs, max_n=len(samples), nrows=nrows, ncols=ncols, figsize=figsize)
+    for ax, loss in zip(shown[1::2], losses): ax.set_title(f'{ax.get_title()}, loss {loss:.2f}', fontsize=9)
+    return shown
+
 # %% ../../nbs/12_data.block.ipynb #ca56921f
 def _results_figure(x, y, samples, outs):
     fig, ctxs = get_grid(len(samples), ncols=2, double=True, return_fig=True)
@@ -217,16 +263,17 @@ def wandb_process(x:tuple, y:TensorReferMask, samples, outs, preds):
 
 # %% ../../nbs/12_data.block.ipynb #9f4026f9
 def refer_dataloaders(
-    refer:Refer,        # or several data sets as one, a `sadlr.data.joint.Joint`
-    tokenizer=None,     # of `transformers`, its hub name or its folder; None: the words of the training phrases
-    img_size:int=64,    # S, side of the square in pixels, a multiple of 4
-    bs:int=32,          # B
-    val:str='val',      # the split for validation
-    sentence:str='raw', # 'raw' or 'sent'
-    **kwargs,           # of fastai's `DataBlock.dataloaders`: `num_workers`, `device`, `val_bs`, ...
-) -> DataLoaders:       # `.tokenizer` is the tokenizer
+    refer:Refer,                          # or several data sets as one, a `sadlr.data.joint.Joint`
+    tokenizer=None,                       # of `transformers`, its hub name or folder; None: the training words
+    img_size:int=64,                      # S, side of the square in pixels, a multiple of 4
+    bs:int=32,                            # B
+    val:str='val',                        # the split for validation
+    sentence:str='raw',                   # 'raw' or 'sent'
+    preprocessing:Preprocessing=IMAGENET, # of the backbone
+    **kwargs,                             # of fastai's `DataBlock.dataloaders`: `num_workers`, `device`, `val_bs`, ...
+) -> DataLoaders:                         # has the attributes `tokenizer` and `preprocessing`
     "Training on a random sentence of each ref of 'train', validation on every sentence of `val`"
     train, valid = refer_samples(refer, 'train', sentence, draw=True), refer_samples(refer, val, sentence)
     tokenizer = load_tokenizer(tokenizer) if tokenizer else word_tokenizer([p for s in train for p in s.phrase])
     splitter = IndexSplitter(range(len(train), len(train) + len(valid)))
-    return refer_block(tokenizer, img_size, splitter).dataloaders(train + valid, bs=bs, **kwargs)
+    return refer_block(tokenizer, img_size, splitter, preprocessing).dataloaders(train + valid, bs=bs, **kwargs)

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['DOWNLOADS', 'BLOCK', 'N_IMAGES', 'Download', 'receive', 'complete', 'fetch', 'unpack', 'is_there', 'by_hand',
-           'get_data', 'ref_problems', 'check_partition', 'check_image', 'check_images', 'image_sizes', 'check_data']
+           'get_data', 'ref_problems', 'check_partition', 'check_image', 'check_images', 'image_sizes', 'misplaced',
+           'check_data']
 
 # %% ../../nbs/14_data.download.ipynb #545e9c44
-import hashlib, os, re, shutil, time, zlib
+import os, re, shutil, time, zlib
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ from pycocotools import mask as coco_mask
 from requests.adapters import HTTPAdapter
 from tqdm.auto import tqdm
 from urllib3.util import Retry
-from .refer import IMAGE_PLACES, PARTITIONS, Ref, Refer, partitions_in
-from ..preprocess import check_size
+from .refer import IMAGE_PLACES, PARTITIONS, Ref, Refer, elsewhere, look_alikes, partitions_in
+from ..files import sha256
+from ..preprocess import check_size, phrase_fault
 
 # %% ../../nbs/14_data.download.ipynb #d730deae
 @dataclass(frozen=True)
@@ -82,9 +84,6 @@ def receive(
             except (requests.ConnectionError, requests.Timeout, requests.exceptions.ChunkedEncodingError): pass
 
 # %% ../../nbs/14_data.download.ipynb #3ca123eb
-def _sha256(path):
-    with open(path, 'rb') as file: return hashlib.file_digest(file, 'sha256').hexdigest()
-
 def complete(
     part:Path,
     url:str,
@@ -100,7 +99,7 @@ def complete(
         idle = 0 if _size(part) > before else idle + 1
         if idle == 5: raise ConnectionError(f'5 connections in a row brought nothing after {before} bytes')
         time.sleep(pause*idle)
-    if (found := _sha256(part)) == download.sha256: return
+    if (found := sha256(part)) == download.sha256: return
     part.unlink()
     if not resumed: raise ValueError(f'it gives another file, of SHA-256 {found}')
     complete(part, url, download, session, bar, pause)
@@ -123,7 +122,7 @@ def fetch(
     if path.exists():
         if _size(path) != download.size:
             raise FileExistsError(f'{path} has {_size(path)} bytes and not {download.size}: remove it')
-        if (found := _sha256(path)) == download.sha256: return path
+        if (found := sha256(path)) == download.sha256: return path
         raise FileExistsError(f'{path} is another file, of SHA-256 {found}: remove it')
     part = path.with_name(f'{path.name}.part')
     if (free := shutil.disk_usage(folder).free) < download.size - _size(part):
@@ -217,14 +216,11 @@ def get_data(
 def ref_problems(
     refer:Refer,
     ref:Ref,
-    seen:set, # the ids of the sentences before; gets those of this ref
 ):
     "What a training would refuse"
     if not ref.sentences: yield 'there is no sentence'
     for s in ref.sentences:
-        if not s.raw.strip(): yield f'sentence {s.sent_id} is empty'
-        if s.sent_id in seen: yield f'sentence {s.sent_id} stands twice'
-        seen.add(s.sent_id)
+        if fault := phrase_fault(s.raw): yield f'sentence {s.sent_id} {fault}'
     try:
         if not coco_mask.area(refer.rle(ref)): yield f'{refer.path}, annotation {ref.ann_id}: no pixel is covered'
     except ValueError as error: yield str(error)
@@ -238,14 +234,14 @@ def check_partition(
     "Read a partition, count it, make its masks and look at its sentences"
     try: refer = Refer(root, dataset, split_by)
     except (OSError, ValueError) as error: return None, [str(error)]
-    published, counts, seen = PARTITIONS.get(dataset, {}).get(split_by, {}), refer.counts(), set()
+    published, counts = PARTITIONS.get(dataset, {}).get(split_by, {}), refer.counts()
     wrong = [] if counts else [f'{refer.name} has no refs']
     for split, numbers in published.items():
         for what, n in numbers.items():
             found = counts.get(split, {}).get(what, 0)
             if n not in (None, found): wrong.append(f'{refer.name} {split}: {found} {what} and not {n}')
     for ref in refer.refs():
-        wrong += [f'{refer.name}, ref {ref.ref_id}: {problem}' for problem in ref_problems(refer, ref, seen)]
+        wrong += [f'{refer.name}, ref {ref.ref_id}: {problem}' for problem in ref_problems(refer, ref)]
     return refer, wrong
 
 # %% ../../nbs/14_data.download.ipynb #9570cc05
@@ -281,6 +277,21 @@ def image_sizes(
     records = [refer.image_records[i] for i in {r.image_id for r in refer.refs()} if refer.images]
     return {refer.images/i['file_name']: (i['width'], i['height']) for i in records}
 
+def _deeper(refer):
+    "Where the first image lies if it is not in its place"
+    name = refer.image_records[refer.refs()[0].image_id]['file_name']
+    return '' if (refer.images/name).is_file() else elsewhere(refer, name).replace('; it', f'{name}')
+
+def misplaced(
+    root:Path,
+    dataset:str|None, # a folder of `root`; None: all
+) -> list[str]:       # one line for each
+    "Folders that look like data sets and have no refs file"
+    known, folders = {name for name, _ in partitions_in(root)}, sorted(root.iterdir()) if root.is_dir() else []
+    def files(p): return (f for pattern in ('*refs*', 'instances*.json') for f in p.glob(pattern) if f.is_file())
+    return [f'{p} has no refs file{look_alikes(root, p.name)}' for p in folders
+            if dataset in (None, p.name) and p.name not in known and any(files(p))]
+
 def check_data(
     root:str|Path,    # folder of the data sets
     dataset:str=None, # a folder of `root`; None: all
@@ -296,15 +307,19 @@ def check_data(
             continue
         refer, problems = check_partition(root, name, split_by)
         if refer and not refer.images: problems.append(f'{name} ({split_by}): there is no folder of its images')
+        elif refer and refer.refs() and (hint := _deeper(refer)): problems.append(f'{name} ({split_by}): {hint}')
         if refer: sizes |= image_sizes(refer)
         n = f'{len(refer.refs())} refs, {sum(len(r.sentences) for r in refer.refs())} sentences, ' if refer else ''
         print(f'{name} ({split_by}): {n}' + (f'{len(problems)} wrong' if problems else 'whole'))
         wrong += problems
+    wrong += misplaced(root, dataset)
     if published and not any((root/p).is_dir() for p in IMAGE_PLACES): missing['train2014'] = True
     if sizes:
         problems = check_images(sizes)
         print(f'images: {len(sizes) - len(problems)} of {len(sizes)} decoded, of the right size')
         wrong += problems
-    elif not wrong: wrong.append(f'{root} holds no ' + (f'refs of {dataset}' if dataset else 'data set'))
+    elif not wrong:
+        what = f'refs of {dataset}' if dataset else 'data set'
+        wrong.append(f'{root} holds no {what}{look_alikes(root, dataset or "")}')
     for name in missing: print('missing:', *by_hand(name, root), sep='\n')
     return wrong

@@ -4,12 +4,14 @@
 
 # %% auto #0
 __all__ = ['PARTITIONS', 'ID', 'WIDTHS', 'ARGUMENTS', 'PREFIXES', 'PUT', 'LONG_BINPUT', 'SIDE', 'Segmentation', 'IMAGE_PLACES',
-           'Sentence', 'Ref', 'Packed', 'ById', 'packed', 'PlainUnpickler', 'check_memo', 'read_refs', 'RLE',
-           'run_lengths', 'check_part', 'union_rle', 'quoted', 'partitions_in', 'find_refs', 'ImageRecord',
-           'Annotation', 'Category', 'Instances', 'read_instances', 'check_ref', 'in_words', 'Refer', 'count_refs']
+           'Sentence', 'Ref', 'check_ids', 'Packed', 'ById', 'packed', 'PlainUnpickler', 'check_memo', 'read_refs',
+           'RLE', 'run_lengths', 'check_part', 'union_rle', 'quoted', 'partitions_in', 'look_alikes', 'find_refs',
+           'ImageRecord', 'Annotation', 'Category', 'Instances', 'read_instances', 'check_ref', 'in_words', 'Refer',
+           'count_refs', 'elsewhere']
 
 # %% ../../nbs/10_data.refer.ipynb #4e24402c
 import io, pickle, pickletools
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
@@ -19,6 +21,7 @@ from typing import Annotated, TypedDict
 import msgspec, numpy as np
 from fastcore.basics import patch
 from pycocotools import mask as coco_mask
+from ..files import read_json
 
 # %% ../../nbs/10_data.refer.ipynb #e4001279
 def _counts(images=None, refs=None, sentences=None): return dict(images=images, refs=refs, sentences=sentences)
@@ -53,6 +56,17 @@ class Ref(msgspec.Struct, frozen=True, gc=False):
     category_id:ID # COCO's 1..90
     split:str
     sentences:tuple[Sentence, ...]
+
+# %% ../../nbs/10_data.refer.ipynb #a10d0002
+def check_ids(
+    ids:Iterable[int], # of all records of a kind
+    what:str           # they are, for the message
+):
+    "Raises a ValueError where an id stands twice"
+    ids = list(ids)
+    if len(set(ids)) == len(ids): return
+    (twice, _), = Counter(ids).most_common(1)
+    raise ValueError(f'{what} {twice} stands twice, and an id names one thing: give each its own')
 
 # %% ../../nbs/10_data.refer.ipynb #5f7483b1
 class Packed(Sequence):
@@ -134,6 +148,10 @@ def check_memo(
     raise ValueError(f'the object at byte {at} has a number larger than the file')
 
 # %% ../../nbs/10_data.refer.ipynb #3d3321ea
+def _encoded(ref):
+    try: return msgspec.msgpack.encode(ref)
+    except UnicodeEncodeError as e: raise ValueError(f'ref {ref.ref_id}: {e.object!r} is no Unicode text') from e
+
 def read_refs(
     path:Path    # a `refs(<partition>).p`
 ) -> Packed:   # a sequence of `Ref`
@@ -143,9 +161,12 @@ def read_refs(
         check_memo(data)
         records = PlainUnpickler(io.BufferedReader(io.BytesIO(data))).load()
     except Exception as e: raise ValueError(f'{path} was not read: {str(e) or type(e).__name__}') from e
-    try: return packed(msgspec.convert(records, list[Ref]), Ref)
-    except (msgspec.ValidationError, UnicodeEncodeError, RecursionError) as e:
-        raise ValueError(f'{path} is not a list of refs: {e}') from e
+    try:
+        refs = msgspec.convert(records, list[Ref], strict=False) # an id may be 7.0 or '7'
+        check_ids((r.ref_id for r in refs), 'ref')
+        check_ids((s.sent_id for r in refs for s in r.sentences), 'sentence')
+        return Packed(map(_encoded, refs), partial(msgspec.msgpack.decode, type=Ref))
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path} is not a list of refs: {e}') from e
 
 # %% ../../nbs/10_data.refer.ipynb #21c91b3b
 class RLE(TypedDict):
@@ -212,6 +233,25 @@ def partitions_in(
     "The partitions that have a refs file"
     return [(p.parent.name, p.name[5:-3]) for p in sorted(Path(root).glob('*/refs(*).p')) if p.is_file()]
 
+def look_alikes(
+    root:Path,  # folder of the data sets' folders
+    dataset:str # one of them, in which no refs file was found; '': none was found at all
+) -> str:       # begins with '; ', or nothing
+    "What lies there instead of a refs file, and what to do about it"
+    folder, inside = root/dataset, sorted(root.iterdir()) if root.is_dir() else []
+    if dataset and folder.is_dir():
+        names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in ('.p', '.json', '.pkl', '.pickle'))
+        there = f'only {quoted(names)}' if names else 'nothing of the kind'
+        return f'; {folder} holds {there}, and REFER\'s files are refs(<partition>).p, a pickle, and instances.json'
+    if any('refs(' in p.name and p.is_file() for p in inside):
+        own = root.resolve()
+        return f"; {root} is the folder of one data set: the root is {own.parent}, the data set {own.name!r}"
+    if dataset and (same := [p.name for p in inside if p.name.lower() == dataset.lower()]):
+        return f"; there is a folder {same[0]!r}, and capitals count: ask for it by that name, or rename it"
+    if deeper := [p for p in inside if any((p/dataset).glob('refs(*).p' if dataset else '*/refs(*).p'))]:
+        return f'; it lies one level deeper: the root is {deeper[0]}'
+    return '' if root.is_dir() else f'; there is no folder {root}'
+
 def find_refs(
     root:str|Path, # folder of the data sets' folders
     dataset:str,
@@ -222,11 +262,13 @@ def find_refs(
     if path.is_file(): return path
     names = {d: dict.fromkeys(partitions) for d,partitions in PARTITIONS.items()}
     for d,partition in partitions_in(root): names.setdefault(d, {})[partition] = None
-    if dataset not in names: raise ValueError(f'no data set {dataset!r}; there are {quoted(names)}')
-    if split_by not in names[dataset]:
+    instead = look_alikes(Path(root), dataset)
+    if dataset not in names and not path.parent.is_dir():
+        raise ValueError(f'no data set {dataset!r}; there are {quoted(names)}{instead}')
+    if names.get(dataset) and split_by not in names[dataset]:
         raise ValueError(f'{dataset} has no partition {split_by!r}; there are {quoted(names[dataset])}')
-    get = '' if dataset == 'shapes' else f'; `sadlr_data get {root}` fetches it'
-    raise FileNotFoundError(f'{path} is missing{get}')
+    get = f'; `sadlr_data get {root}` fetches it' if dataset in PARTITIONS and dataset != 'shapes' else ''
+    raise FileNotFoundError(f'{path} is missing{get}{instead}')
 
 # %% ../../nbs/10_data.refer.ipynb #77dd94b8
 SIDE = Annotated[int, msgspec.Meta(gt=0, le=65535)] # of an image, in pixels, as far as JPEG can count
@@ -242,7 +284,7 @@ class Annotation(msgspec.Struct, gc=False):
     "What instances.json says of an object"
     id:ID
     image_id:ID
-    segmentation:msgspec.Raw # a `Segmentation`, not yet read
+    segmentation:msgspec.Raw = msgspec.Raw(b'null') # a `Segmentation`, not yet read; nothing where there is only a box
 
 class Category(msgspec.Struct, gc=False):
     id:int
@@ -252,7 +294,7 @@ class Instances(msgspec.Struct):
     "COCO's file, as far as it is needed"
     images:list[ImageRecord]
     annotations:list[Annotation]
-    categories:list[Category]
+    categories:list[Category] = []
 
 Segmentation = list[list[float]|RLE] | RLE
 
@@ -260,10 +302,16 @@ def read_instances(
     path:Path      # an `instances.json`
 ) -> Instances:
     "All images, annotations and categories; whatever is wrong with the file becomes a ValueError that names it"
-    if not path.is_file(): raise FileNotFoundError(f'{path} is missing')
-    try: return msgspec.json.decode(path.read_bytes(), type=Instances)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as e:
-        raise ValueError(f'{path} is not a COCO file: {e}') from e
+    if not path.is_file():
+        others = sorted(p.name for p in path.parent.glob('*.json'))
+        raise FileNotFoundError(f'{path} is missing' + (f'; beside it there is {quoted(others)}' if others else ''))
+    found = read_json(path, Instances, 'is not a COCO file')
+    try:
+        check_ids((i['id'] for i in found.images), 'image')
+        check_ids((a.id for a in found.annotations), 'annotation')
+        check_ids((c.id for c in found.categories), 'category')
+    except ValueError as e: raise ValueError(f'{path}: {e}') from e
+    return found
 
 # %% ../../nbs/10_data.refer.ipynb #2e5872ae
 def check_ref(
@@ -313,7 +361,7 @@ class Refer:
         annotations, images = {a.id: a for a in instances.annotations}, {i['id']: i for i in instances.images}
         for ref in refs: check_ref(ref, annotations, images, self.path)
         self.segmentations = ById({r.ann_id: bytes(annotations[r.ann_id].segmentation) for r in refs},
-                                  partial(msgspec.json.decode, type=Segmentation))
+                                  partial(msgspec.json.decode, type=Segmentation|None))
         self.image_records = ById({i: msgspec.msgpack.encode(image) for i, image in images.items()},
                                   partial(msgspec.msgpack.decode, type=ImageRecord))
         self.categories = {c.id: c.name for c in instances.categories}
@@ -347,13 +395,21 @@ def counts(self:Refer) -> dict[str, dict[str, int]]: # {split: {'images', 'refs'
     return {s: count_refs(list(self.refs(s))) for s in self.splits}
 
 # %% ../../nbs/10_data.refer.ipynb #16150c45
+def elsewhere(
+    refer:'Refer',
+    name:str # of an image that is not where it should be
+) -> str:    # begins with '; ', or nothing
+    "Where the image lies instead, and what to do about it"
+    places = [p for place in refer._places for p in (place, *place.glob('*/')) if (p/name).is_file()]
+    return f'; it lies in {places[0]}: move the images to {refer.images}, or read with images=that' if places else ''
+
 @patch
 def rle(self:Refer,
     ref:Ref
 ) -> dict: # {'size': [H, W], 'counts': bytes}
     "The object as one compressed RLE"
     image = self.image_records[ref.image_id]
-    try: return union_rle(self.segmentations[ref.ann_id], image['height'], image['width'])
+    try: return union_rle(self.segmentations[ref.ann_id] or [], image['height'], image['width'])
     except (ValueError, msgspec.DecodeError) as e:
         raise ValueError(f'{self.path}, annotation {ref.ann_id}: {e}') from e
 
@@ -370,6 +426,7 @@ def image_path(self:Refer,
 ) -> Path:
     "The image's file, known to exist; its name comes from instances.json"
     if not self.images: raise FileNotFoundError(f'no images: there is no folder {quoted(self._places)}')
-    path = self.images/self.image_records[ref.image_id]['file_name']
-    if not path.is_file(): raise FileNotFoundError(f'the image of ref {ref.ref_id} is missing: {path}')
-    return path
+    name = self.image_records[ref.image_id]['file_name']
+    path = self.images/name
+    if path.is_file(): return path
+    raise FileNotFoundError(f'the image of ref {ref.ref_id} is missing: {path}{elsewhere(self, name)}')

@@ -20,8 +20,8 @@ import numpy as np
 from PIL import Image, ImageDraw
 from pycocotools import mask as coco_mask
 from tqdm.auto import tqdm
-from ..disk import replace_file, writing
 from .refer import Refer
+from ..files import read_json, replace_file, writing
 
 # %% ../../nbs/11_data.shapes.ipynb #127674d1
 def _around(radii, turn=0.):
@@ -388,7 +388,7 @@ def make_shapes(
     if img_size < 32: raise ValueError(f'img_size = {img_size} is too small to tell shapes apart; it takes at least 32')
     folder,info = Path(root)/'shapes',dict(n_images=n_images, img_size=img_size, seed=seed)
     path = folder/'instances.json'
-    instances = json.loads(path.read_bytes()) if path.is_file() else None
+    instances = read_json(path, dict, 'is no file of shapes') if path.is_file() else None
     if instances and (there := instances.get('info')) != info:
         raise ValueError(f'{folder} holds shapes of {there}, not {info}: take another root or delete that folder')
     if not instances or not all((folder/'images'/i['file_name']).is_file() for i in instances['images']):

@@ -6,8 +6,6 @@
 __all__ = ['SIZES', 'WEIGHTS', 'shift_mask', 'SwinBlock', 'SwinStage', 'init_weights', 'Swin', 'load_timm', 'create_swin']
 
 # %% ../../nbs/21_models.swin.ipynb #c536c231
-from functools import lru_cache
-
 import timm
 import torch
 import torch.nn.functional as F
@@ -16,7 +14,6 @@ from timm.models.swin_transformer import PatchMerging, SwinTransformerBlock, win
 from torch import Tensor, nn
 
 # %% ../../nbs/21_models.swin.ipynb #c1bc94e2
-@lru_cache(maxsize=64)
 def shift_mask(
     height:int,          # of the rolled map, a multiple of `window`
     width:int,           # of the rolled map, a multiple of `window`

@@ -1,0 +1,98 @@
+"What we rest on in other libraries beyond their documents: a release that changes it fails here by name"
+from inspect import signature
+import pytest, torch
+from fastai.callback.core import Callback, CancelEpochException
+from fastai.callback.fp16 import AMPMode, MixedPrecision
+from fastai.callback.schedule import ParamScheduler
+from fastai.distributed import DistributedTrainer
+from fastai.test_utils import synth_learner
+from timm.models.swin_transformer import SwinTransformerBlock
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
+from sadlr.models.build import create_model
+from sadlr.models.swin import SwinBlock
+from sadlr.profile import inference_memory, training_memory
+
+def export(encoder, *inputs): torch.export.export(encoder, inputs)
+
+def infer(encoder, *inputs):
+    with torch.inference_mode(): encoder(*inputs)
+
+def fake(encoder, *inputs):
+    with FakeTensorMode(allow_non_fake_inputs=True): encoder(*inputs)
+
+@pytest.mark.parametrize('encoder, world, side', [ # a size of its own each, so that nothing has been made for it before
+    ('lavt', export, 64), ('lavt', infer, 72), ('lavt', fake, 80), ('vlt', export, 96), ('lts', export, 104), ('timm', export, 56)])
+def test_no_tensor_outlives_the_world_it_was_made_in(encoder, world, side):
+    "After a trace, a pass of inference or one of fakes, the encoder answers and learns"
+    options = dict(backbone='swin_tiny_patch4_window7_224') if encoder == 'timm' else dict(depths=(2, 2, 2))
+    model = create_model(encoder, 'classifier', 'nano', side, language='gru', encoder_options=options).encoder.eval()
+    inputs = torch.randn(2, 3, side, side), torch.randn(2, 6, 64), torch.ones(2, 6, dtype=torch.bool)
+    world(model, *inputs)
+    y = model(*inputs)
+    y.square().mean().backward()
+    assert type(y) is torch.Tensor and y.isfinite().all() and all(p.grad is not None for p in model.parameters())
+
+def test_timms_swin_block_asks_its_attention_by_a_method_of_its_own():
+    "`SwinBlock` replaces `_attn`, the way into the windows and back, and nothing else"
+    asked = []
+    class Asked(SwinBlock):
+        def _attn(self, x):
+            asked.append(x.shape)
+            return super()._attn(x)
+    block = Asked(8, num_heads=2, window_size=4, shift_size=2)
+    assert block(torch.ones(1, 6, 9, 8)).shape == (1, 6, 9, 8) and asked == [(1, 6, 9, 8)]
+    assert {'always_partition', 'dynamic_mask'} <= signature(SwinTransformerBlock).parameters.keys()
+
+def test_modes_see_functions_before_they_are_taken_apart():
+    "`macs_by_module` prices what a model calls, and not what PyTorch makes of it"
+    seen = set()
+    class Names(TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            seen.add(func.__name__)
+            return func(*args, **(kwargs or {}))
+    x, layer = torch.ones(2, 3, 4), torch.nn.MultiheadAttention(4, 2)
+    with Names():
+        x @ x.mT
+        torch.nn.functional.layer_norm(x, (4,))
+        layer(x, x, x)
+    assert {'layer_norm', 'multi_head_attention_forward'} < seen and {'matmul', '__matmul__'} & seen
+    assert 'linear' not in seen # it is inside the attention layer, and would count twice
+
+def test_fake_tensors_and_dispatch_modes_give_memory():
+    "`42_profile` computes with both: twice the images, twice the activations; bfloat16 keeps less"
+    small = dict(size='nano', img_size=64, device='cpu')
+    one, two, half = (training_memory(*setting, **small)['activations'] for setting in ((4,), (8,), (8, 'bf16')))
+    assert two == pytest.approx(2*one, rel=.01) and half < .8*two
+    with torch.device('meta'): model = create_model('lavt', 'sadlr', 'nano', 64)
+    assert inference_memory(model, 64)['activations'] == 600/1024 # MiB
+
+def test_a_fit_of_fastai_goes_through_what_a_checkpoint_replaces():
+    "It asks the loader for `get_idxs`, the learner for `one_batch`, and leaves a cancelled epoch out"
+    batches, orders = [], []
+    class Watch(Callback):
+        order = 65 # after the recorder, as `Checkpoint`
+        def before_train(self):
+            get_idxs = self.dl.get_idxs
+            self.dl.get_idxs = lambda: orders.append(1) or list(get_idxs())[self.dl.bs:]
+        def before_epoch(self):
+            if self.epoch == 0: raise CancelEpochException
+    learn = synth_learner(n_trn=5, n_val=2)
+    learn.one_batch = lambda i, batch: batches.append(i) or type(learn).one_batch(learn, i, batch)
+    with learn.no_logging(), learn.no_bar(): learn.fit(2, cbs=Watch())
+    assert len(orders) == 1 and batches == [0, 1, 2, 3, 0, 1]
+
+def test_fastai_locks_the_learner_for_a_validation_alone():
+    "It fires `before_fit` for both, and a checkpoint is of a fit"
+    locked = []
+    class Watch(Callback):
+        def before_fit(self): locked.append(self.learn.lock.locked())
+    learn = synth_learner(n_trn=2, n_val=2, cbs=Watch())
+    with learn.no_logging(), learn.no_bar():
+        learn.fit(1)
+        learn.validate()
+    assert locked == [False, True]
+
+def test_fastai_has_the_methods_that_callbacks_step_into():
+    assert {mode.value for mode in AMPMode} == {'fp16', 'bf16'} and MixedPrecision.order < 100
+    assert callable(ParamScheduler._update_val) and callable(DistributedTrainer._wrap_dl)

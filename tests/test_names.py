@@ -1,0 +1,98 @@
+"Folders and files that look almost right: the message says what is there, what is missing and what to do"
+import json, os, pickle, shutil
+from pathlib import Path
+import pytest
+from PIL import Image
+from sadlr.data.download import check_data
+from sadlr.data.refer import Refer, find_refs
+
+H, W = 40, 60
+
+def write(folder, refs='refs(unc).p', instances='instances.json', images='images'):
+    "A data set of three refs, its files under any names; None: not at all"
+    (folder/(images or '')).mkdir(parents=True)
+    records = [dict(id=i, file_name=f'{i}.jpg', height=H, width=W) for i in range(3)]
+    annotations = [dict(id=i, image_id=i, category_id=1, segmentation=[[5, 5, 25, 5, 25, 25, 5, 25]]) for i in range(3)]
+    of = [dict(ref_id=i, ann_id=i, image_id=i, category_id=1, split=s, sentences=[dict(sent_id=i, raw='it', sent='it')])
+          for i, s in enumerate(('train', 'val', 'test'))]
+    if refs: (folder/refs).write_bytes(pickle.dumps(of))
+    if instances: (folder/instances).write_text(json.dumps(dict(images=records, annotations=annotations, categories=[])))
+    if images:
+        for i in range(3): Image.new('RGB', (W, H), (50*i, 0, 0)).save(folder/images/f'{i}.jpg')
+
+def message(*args):
+    with pytest.raises((ValueError, FileNotFoundError)) as error: Refer(*args)
+    assert '\n' not in str(error.value)
+    return str(error.value)
+
+@pytest.mark.parametrize('dataset', ['grefcoco', 'refcoco', 'mine'])
+@pytest.mark.parametrize('name', ['grefs(unc).json', 'refs(unc).json', 'refs(unc).pkl', 'refs.p', 'Refs(unc).p'])
+def test_a_folder_with_another_refs_file(tmp_path, dataset, name):
+    write(tmp_path/dataset, refs=name)
+    said = message(tmp_path, dataset, 'unc')
+    assert f"{tmp_path/dataset/'refs(unc).p'} is missing" in said and repr(name) in said and 'a pickle' in said
+    assert 'no data set' not in said
+    wrong = check_data(tmp_path)
+    assert len(wrong) == 1 and repr(name) in wrong[0] and check_data(tmp_path, dataset) == wrong
+
+def test_a_folder_without_any_file_of_annotations(tmp_path):
+    write(tmp_path/'mine', refs=None, instances=None)
+    assert 'holds nothing of the kind' in message(tmp_path, 'mine', 'unc')
+
+def test_another_partition(tmp_path):
+    write(tmp_path/'refcoco', refs='refs(google).p')
+    said = message(tmp_path, 'refcoco', 'unc')
+    assert 'refs(unc).p is missing' in said and "'refs(google).p'" in said and 'sadlr_data get' in said
+    write(tmp_path/'mine', refs='refs(google).p')
+    assert message(tmp_path, 'mine', 'unc') == "mine has no partition 'unc'; there are 'google'"
+
+@pytest.mark.parametrize('there, asked', [('RefCOCO', 'refcoco'), ('refcoco', 'RefCOCO'), ('Mine', 'mine'),
+                                          ('mine', 'MINE')])
+def test_another_letter_case(tmp_path, there, asked):
+    write(tmp_path/there)
+    if (tmp_path/asked).is_dir(): pytest.skip('this file system knows no capitals')
+    assert f'there is a folder {there!r}, and capitals count' in message(tmp_path, asked, 'unc')
+    assert f'there is a folder {there!r}, and capitals count' in check_data(tmp_path, asked)[0]
+
+@pytest.mark.parametrize('name', ['refcoco', 'mine'])
+def test_a_root_too_low(tmp_path, monkeypatch, name):
+    write(tmp_path/name)
+    for root in tmp_path/name, Path('.'):
+        monkeypatch.chdir(tmp_path/name)
+        told = f'is the folder of one data set: the root is {tmp_path.resolve()}, the data set {name!r}'
+        assert told in message(root, name, 'unc')
+    assert f'the root is {tmp_path.resolve()}' in check_data(tmp_path/name)[0]
+
+def test_a_root_too_high_and_one_that_is_not_there(tmp_path):
+    write(tmp_path/'data'/'mine')
+    assert f"one level deeper: the root is {tmp_path/'data'}" in message(tmp_path, 'mine', 'unc')
+    assert f"one level deeper: the root is {tmp_path/'data'}" in check_data(tmp_path)[0]
+    assert f"there is no folder {tmp_path/'nowhere'}" in message(tmp_path/'nowhere', 'mine', 'unc')
+
+@pytest.mark.parametrize('name', ['instances_train.json', 'annotations.json', 'Instances.json'])
+def test_instances_of_another_name(tmp_path, name):
+    write(tmp_path/'mine', instances=name)
+    said = message(tmp_path, 'mine', 'unc')
+    assert said == f"{tmp_path/'mine'/'instances.json'} is missing; beside it there is {name!r}"
+    assert check_data(tmp_path, 'mine') == [said]
+
+@pytest.mark.parametrize('deeper', ['images/images', 'images/train2014'])
+def test_images_one_level_deeper(tmp_path, deeper):
+    write(tmp_path/'mine', images=deeper)
+    refer = Refer(tmp_path, 'mine', 'unc')
+    with pytest.raises(FileNotFoundError) as error: refer.image_path(refer.refs()[0])
+    assert f"it lies in {tmp_path/'mine'/deeper}: move the images to {tmp_path/'mine'/'images'}" in str(error.value)
+    assert any(f"lies in {tmp_path/'mine'/deeper}" in line for line in check_data(tmp_path, 'mine'))
+
+def test_images_in_another_usual_place(tmp_path):
+    write(tmp_path/'mine', images=None)
+    (tmp_path/'mine'/'images').mkdir()
+    write(tmp_path/'other', images='photos')
+    shutil.move(tmp_path/'other'/'photos', tmp_path/'train2014')
+    refer = Refer(tmp_path, 'mine', 'unc')
+    with pytest.raises(FileNotFoundError, match=f"it lies in {tmp_path/'train2014'}"): refer.image_path(refer.refs()[0])
+
+@pytest.mark.parametrize('name', ['', '.', '..', 's*', '[a', 'a/b', '/'])
+def test_odd_names_of_data_sets(tmp_path, name):
+    write(tmp_path/'mine')
+    with pytest.raises((ValueError, FileNotFoundError)): find_refs(tmp_path, name, 'unc')
