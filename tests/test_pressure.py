@@ -84,7 +84,8 @@ def act(*args, **kwargs): os.kill(os.getpid(), signal.SIGTERM)
 PHASES = { # object, function, what is left
     'data': (cli, 'open_data', 'no state is in'), 'step': (torch.optim.AdamW, 'step', 'no state is in'),
     'validation': (Learner, '_do_epoch_validate', '--resume goes on'),
-    'figure': (cli, 'iteration_figure', '--resume goes on'), 'scores': (cli, 'evaluate', '--resume goes on'), 'state': (checkpoint, 'replace_file', 'no state is in')}
+    'figure': (cli, 'iteration_figure', '--resume goes on'), 'scores': (cli, 'evaluate', '--resume goes on'),
+    'state': (checkpoint, 'replace_file', 'no state is in')}
 
 @pytest.mark.parametrize('phase', PHASES)
 def test_sigterm(home, tmp_path, phase):
@@ -143,7 +144,7 @@ class Disk:
         raise RuntimeError('[enforce fail at inline_container.cc:671] . unexpected pos 7107712 vs 7107604')
 
 DISKS = { # moment: object, function, call, errno, words of the line
-    'state': (torch, 'save', 4, errno.ENOSPC, ['state.pt.new was not written: No space left', '; it takes', 'MB are free']),
+    'state': (torch, 'save', 4, errno.ENOSPC, ['state.pt.new was not written: No space left', 'MB are free']),
     'state, quota': (torch, 'save', 4, errno.EDQUOT, ['state.pt.new was not written: Disk quota exceeded']),
     'state, read-only': (torch, 'save', 4, errno.EROFS, ['state.pt.new was not written: Read-only file system']),
     'flush': (os, 'fsync', 9, errno.ENOSPC, ['No space left on device']),
@@ -170,7 +171,8 @@ def test_full_disk(home, monkeypatch, moment):
 def test_small_disk(home, tmp_path, free):
     "A real one, full at the first state or at the first model"
     (disk := tmp_path/'disk').mkdir()
-    if subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={free}', 'tmpfs', disk]).returncode: pytest.skip('no mounts here')
+    mounted = subprocess.run(['mount', '-t', 'tmpfs', '-o', f'size={free}', 'tmpfs', disk])
+    if mounted.returncode: pytest.skip('no mounts here')
     try:
         said = told(*words_of(home/'x', f'--out={disk}/run'))
         assert f'{disk}/run' in said and 'No space left on device' in said and '.new was not written' in said
@@ -231,7 +233,8 @@ STATES = {
     'moments of another shape': put('opt', 'state', 0, 'exp_avg', value=torch.ones(3)),
     'epoch -1': put('epoch', value=-1), 'text for a number': put('batches', value='3'),
     'no generator': put('random', value=[{}]), 'random 3': put('random', value=3),
-    'another loader': put('loader', value=(3, (1, 2), None)), 'losses of one number': put('losses', value=torch.ones(()))}
+    'another loader': put('loader', value=(3, (1, 2), None)),
+    'losses of one number': put('losses', value=torch.ones(()))}
 
 @pytest.mark.parametrize('name', STATES)
 def test_state_of_something_else(folder, name):
