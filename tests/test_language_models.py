@@ -1,0 +1,181 @@
+"Language encoders of `transformers`: every tensor from the file, text parts of larger models, tied weights, one line else"
+import json
+import pytest, torch, transformers
+from safetensors.torch import load_file, save_file
+from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+from sadlr.models.build import ReferSegmenter, create_model
+from sadlr.models.language import BertEncoder, TextEncoder, create_language
+from sadlr.preprocess import MAX_WORDS, word_tokenizer
+
+TOKENIZER = word_tokenizer(['the red star left of the blue square'])
+USUAL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
+LLAMA = USUAL | dict(num_key_value_heads=1)
+GEMMA = LLAMA | dict(head_dim=16)
+T5 = dict(d_model=32, num_layers=2, num_heads=2, d_kv=16, d_ff=48)
+BART = dict(d_model=32, encoder_layers=2, decoder_layers=1, encoder_attention_heads=2, decoder_attention_heads=2,
+            encoder_ffn_dim=48, decoder_ffn_dim=48)
+CLIP = USUAL | dict(bos_token_id=2, eos_token_id=3)
+DISTIL = dict(dim=32, n_layers=2, n_heads=2, hidden_dim=48)
+GPT = dict(n_embd=32, n_layer=2, n_head=2)
+KINDS = {
+    'bert': USUAL, 'distilbert': DISTIL, 'roberta': USUAL, 'xlm-roberta': USUAL, 'camembert': USUAL,
+    'deberta-v2': USUAL, 'mpnet': USUAL, 'electra': USUAL | dict(embedding_size=16), 'modernbert': USUAL,
+    'albert': USUAL | dict(embedding_size=16), 'eurobert': LLAMA, 'clip_text_model': CLIP, 'gpt2': GPT, 'qwen2': LLAMA,
+    'qwen3': GEMMA, 'llama': LLAMA, 'gemma': GEMMA, 'gemma3_text': GEMMA, 'mistral': LLAMA, 't5': T5, 'mt5': T5,
+    'umt5': T5, 'longt5': T5, 'siglip_text_model': CLIP, 'siglip2_text_model': CLIP, 'bart': BART, 'mbart': BART,
+    'altclip_text_model': USUAL | dict(project_dim=32), 'pegasus': BART, 'marian': BART | dict(decoder_vocab_size=60)}
+
+def trial(encoder, rows=MAX_WORDS):
+    token_ids = torch.randint(5, 11, (2, rows), generator=torch.Generator().manual_seed(0))
+    mask = torch.arange(rows) < torch.tensor([[rows], [6]])
+    with torch.no_grad(): return token_ids, mask, encoder(token_ids, mask)
+
+@pytest.mark.parametrize('kind', KINDS)
+def test_every_kind(kind):
+    "One feature vector a token, whatever the padding holds and however much there is; rebuilt from `options`"
+    encoder = TextEncoder(60, model_type=kind, pad_token_id=0, **KINDS[kind]).eval()
+    token_ids, mask, words = trial(encoder)
+    assert words.shape == (2, 20, 32) == (2, 20, encoder.dim) and (words[1, 6:] == 0).all() and words.isfinite().all()
+    with torch.no_grad():
+        close = dict(rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(encoder(token_ids.where(mask, 7), mask), words, **close)
+        torch.testing.assert_close(encoder(token_ids.where(mask, 99), mask), words, **close) # no row of the vocabulary
+        torch.testing.assert_close(encoder(token_ids[1:, :6], mask[1:, :6])[0], words[1, :6], **close)
+        assert (encoder(token_ids.where(torch.arange(20) != 2, 5 + token_ids % 5), mask) - words)[0, 2].abs().max() > 1e-4
+    again = TextEncoder(**json.loads(json.dumps(encoder.options))).eval()
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(trial(again)[2], words)
+
+def saved(kind, folder, **options):
+    config = CONFIG_MAPPING[kind](**options)
+    torch.manual_seed(1)
+    model = AutoModel.from_config(config)
+    model.save_pretrained(folder)
+    return model
+
+VISION = dict(hidden_size=32, num_hidden_layers=1, num_attention_heads=2, intermediate_size=48, image_size=32,
+              patch_size=16)
+QWEN = LLAMA | dict(vocab_size=60, rope_parameters=dict(rope_type='default', mrope_section=[2, 3, 3], rope_theta=1e4))
+WHOLE = {
+    'clip': dict(text_config=CLIP | dict(vocab_size=60), vision_config=VISION),
+    'siglip': dict(text_config=CLIP | dict(vocab_size=60), vision_config=VISION),
+    'siglip2': dict(text_config=CLIP | dict(vocab_size=60),
+                    vision_config={k: v for k, v in VISION.items() if k != 'image_size'} | dict(num_patches=4)),
+    'gemma3': dict(text_config=GEMMA | dict(vocab_size=60), vision_config=VISION, mm_tokens_per_image=4),
+    'paligemma': dict(text_config=GEMMA | dict(model_type='gemma', vocab_size=60), projection_dim=32,
+                      vision_config=VISION | dict(model_type='siglip_vision_model')),
+    'llava': dict(text_config=LLAMA | dict(model_type='llama', vocab_size=60),
+                  vision_config=VISION | dict(model_type='clip_vision_model')),
+    'qwen2_vl': dict(text_config=QWEN, vision_config=dict(depth=1, embed_dim=32, hidden_size=32, num_heads=2))}
+PART = dict(clip='text_model', siglip='text_model', siglip2='text_model')
+
+def has_random(encoder, state):
+    "Names of an encoder's tensors whose values are not those of a model, under a name with the same end"
+    return [k for k, t in encoder.model.state_dict().items()
+            if not any(name.endswith(k) and t.shape == s.shape and torch.equal(t, s) for name, s in state.items())]
+
+@pytest.mark.parametrize('kind', WHOLE)
+def test_the_text_part_of_a_larger_model(kind, tmp_path):
+    "Each tensor is the file's, and the words are what the larger model's own text part says"
+    model = saved(kind, tmp_path, **WHOLE[kind]).eval()
+    encoder = TextEncoder(source=tmp_path).eval()
+    part = getattr(model, PART.get(kind, 'language_model'))
+    token_ids, mask, words = trial(encoder)
+    with torch.no_grad(): expected = part(input_ids=token_ids, attention_mask=mask.long()).last_hidden_state
+    torch.testing.assert_close(words[mask], expected[mask], rtol=1e-5, atol=1e-5)
+    assert not has_random(encoder, model.state_dict())
+    again = TextEncoder(**json.loads(json.dumps(encoder.options))).eval()
+    again.load_state_dict(encoder.state_dict())
+    assert torch.equal(trial(again)[2], words)
+
+@pytest.mark.parametrize('name, kind, options', [
+    ('Gemma3ForConditionalGeneration', 'gemma3', {}), ('LlavaForConditionalGeneration', 'llava', {}),
+    ('Qwen2VLForConditionalGeneration', 'qwen2_vl', {}), ('BertForMaskedLM', 'bert', USUAL),
+    ('T5ForConditionalGeneration', 't5', T5), ('BartForConditionalGeneration', 'bart', BART),
+    ('GPT2LMHeadModel', 'gpt2', GPT), ('RobertaForSequenceClassification', 'roberta', USUAL),
+    ('Gemma3ForCausalLM', 'gemma3_text', GEMMA), ('CLIPTextModelWithProjection', 'clip_text_model', CLIP)])
+def test_with_a_head(name, kind, options, tmp_path):
+    "Heads and decoders are more than is needed; what is needed has the file's values"
+    options = WHOLE.get(kind) or options | dict(vocab_size=60)
+    torch.manual_seed(1)
+    model = getattr(transformers, name)(CONFIG_MAPPING[kind](**options))
+    model.save_pretrained(tmp_path)
+    assert not has_random(TextEncoder(source=tmp_path), model.state_dict())
+
+@pytest.mark.parametrize('kind', [k for k in KINDS if k in CONFIG_MAPPING and k != 'bert'] + [*WHOLE])
+def test_bert_from_another_folder(kind, tmp_path):
+    config = CONFIG_MAPPING[kind](**WHOLE.get(kind, {}))
+    config.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match=f"{tmp_path} holds a '{kind}' model, not a BERT: language='auto'"):
+        create_language('bert', source=tmp_path)
+
+@pytest.mark.parametrize('language, kind, options, gone', [
+    ('bert', 'bert', USUAL, 'encoder.layer.1.output.dense.weight'), ('auto', 'roberta', USUAL, 'LayerNorm.bias'),
+    ('auto', 'gemma3', WHOLE['gemma3'], 'layers.1.mlp.up_proj.weight'), ('auto', 't5', T5, 'encoder.final_layer_norm.weight'),
+    ('auto', 'bart', BART, 'encoder.layers.1.fc1.bias'), ('auto', 'clip', WHOLE['clip'], 'text_model.final_layer_norm.bias'),
+    ('auto', 't5', T5, 'shared.weight')])
+def test_a_missing_misshapen_or_broken_tensor_is_named(language, kind, options, gone, tmp_path):
+    saved(kind, tmp_path, **(options if 'text_config' in options else options | dict(vocab_size=60)))
+    file = tmp_path/'model.safetensors'
+    whole = load_file(file)
+    names = [k for k in whole if k.endswith(gone) and 'vision' not in k]
+    assert names
+    for change, told in ((None, 'has no fitting values'), (torch.zeros(3), 'has no fitting values'),
+                         (torch.nan, 'not finite')):
+        state = {k: t.clone() for k, t in whole.items()}
+        for k in names:
+            if change is None: del state[k]
+            else: state[k] = change.clone() if isinstance(change, torch.Tensor) else torch.full_like(state[k], change)
+        save_file(state, file, {'format': 'pt'})
+        with pytest.raises(ValueError, match=told) as error: create_language(language, source=tmp_path)
+        line = str(error.value)
+        assert '\n' not in line and str(tmp_path) in line and (gone.split('.', 1)[-1] in line or 'embed' in line), line
+
+def test_a_random_decoder_or_image_part_does_no_harm(tmp_path):
+    for kind, options, part in (('bart', BART | dict(vocab_size=60), 'decoder'), ('clip', WHOLE['clip'], 'vision_model')):
+        saved(kind, tmp_path, **options)
+        file = tmp_path/'model.safetensors'
+        save_file({k: t for k, t in load_file(file).items() if not k.startswith(part)}, file, {'format': 'pt'})
+        TextEncoder(source=tmp_path)
+
+@pytest.mark.parametrize('kind', ['funnel', 'vit', 'whisper', 'fnet', 'musicgen', 'canine'])
+def test_no_text_encoder(kind):
+    "What gives no hidden state for each token, or takes no mask, is told so in one line"
+    small = {'funnel': dict(d_model=32, n_head=2, d_head=16, d_inner=48), 'fnet': dict(
+        hidden_size=32, num_hidden_layers=1, intermediate_size=48), 'canine': USUAL}
+    with pytest.raises(ValueError) as error: create_language('auto', 60, model_type=kind, **small.get(kind, {}))
+    assert '\n' not in str(error.value) and kind in str(error.value)
+
+@pytest.mark.parametrize('language, options, told', [
+    ('bert', dict(hiden_size=32), 'hidden_size'), ('bert', dict(dim=32), "'dim'"), ('gru', dict(dims=32), 'dims'),
+    ('auto', dict(model_type='roberta', num_hiden_layers=2), 'num_hidden_layers'),
+    ('auto', dict(model_type='distilbert', hiddendim=2), 'hidden_dim'), ('bert', dict(hidden_size='wide'), 'hidden_size'),
+    ('bert', dict(hidden_size=-1), 'hidden_size'), ('auto', dict(model_type='bert', hidden_size=33), 'hidden size (33)'),
+    ('auto', dict(model_type=3), '3'), ('gru', dict(dim=None), 'dim'), ('gru', dict(num_layers=0), 'num_layers')])
+def test_misspelt_options(language, options, told):
+    with pytest.raises(ValueError) as error: create_language(language, 60, **options)
+    assert '\n' not in str(error.value) and told in str(error.value)
+
+@pytest.mark.parametrize('encoder', [
+    BertEncoder(60, max_position_embeddings=16, **USUAL).eval(),
+    TextEncoder(60, model_type='distilbert', max_position_embeddings=16, **DISTIL).eval()])
+def test_more_tokens_than_positions(encoder):
+    assert trial(encoder, 16)[2].shape == (2, 16, 32)
+    with pytest.raises(ValueError, match='rows of 20 tokens.*16 positions'): trial(encoder)
+
+@pytest.mark.parametrize('kind', ['t5', 'umt5', 'bart', 'siglip_text_model', 'roberta'])
+def test_tied_weights_are_saved_once(kind, tmp_path):
+    torch.manual_seed(0)
+    options = dict(model_type=kind, **KINDS[kind])
+    model = create_model(size='nano', img_size=64, language='auto', tokenizer=TOKENIZER, language_options=options).eval()
+    model.save_pretrained(tmp_path)
+    tensors = load_file(tmp_path/'model.safetensors')
+    def objects(model): return len({id(t) for t in model.state_dict(keep_vars=True).values()})
+    back = ReferSegmenter.from_pretrained(tmp_path)
+    assert len(tensors) == objects(model) == objects(back) and back.state_dict().keys() == model.state_dict().keys()
+    assert all(torch.equal(t, back.state_dict()[k]) for k, t in model.state_dict().items())
+    word_vectors = next(k for k in tensors if tensors[k].shape[:1] == (len(TOKENIZER),) and k.startswith('language'))
+    save_file({k: t for k, t in tensors.items() if k != word_vectors}, tmp_path/'model.safetensors')
+    with pytest.raises(ValueError, match=f'missing.*{word_vectors}'): ReferSegmenter.from_pretrained(tmp_path)
+    save_file(tensors | {'language.x': torch.zeros(1)}, tmp_path/'model.safetensors')
+    with pytest.raises(ValueError, match='1 foreign .*language.x'): ReferSegmenter.from_pretrained(tmp_path)
