@@ -1,11 +1,16 @@
 "Language encoders of `transformers`: every tensor from the file, text parts of larger models, tied weights, one line else"
-import json
-import pytest, torch, transformers
-from safetensors.torch import load_file, save_file
-from transformers import CONFIG_MAPPING, AutoConfig, AutoModel
+import json, warnings
+from copy import deepcopy
+import numpy as np, pytest, torch, transformers
+from safetensors.torch import load_file, save
+from tokenizers import Tokenizer
+from tokenizers.models import WordLevel
+from tokenizers.pre_tokenizers import Whitespace
+from transformers import CONFIG_MAPPING, AutoModel, PreTrainedTokenizerFast
+from sadlr.checkpoint import load_state, save_scored, save_state
 from sadlr.models.build import ReferSegmenter, create_model
 from sadlr.models.language import BertEncoder, TextEncoder, create_language
-from sadlr.preprocess import MAX_WORDS, word_tokenizer
+from sadlr.preprocess import MAX_WORDS, tokenize, word_tokenizer
 
 TOKENIZER = word_tokenizer(['the red star left of the blue square'])
 USUAL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)
@@ -24,6 +29,12 @@ KINDS = {
     'qwen3': GEMMA, 'llama': LLAMA, 'gemma': GEMMA, 'gemma3_text': GEMMA, 'mistral': LLAMA, 't5': T5, 'mt5': T5,
     'umt5': T5, 'longt5': T5, 'siglip_text_model': CLIP, 'siglip2_text_model': CLIP, 'bart': BART, 'mbart': BART,
     'altclip_text_model': USUAL | dict(project_dim=32), 'pegasus': BART, 'marian': BART | dict(decoder_vocab_size=60)}
+
+def save_file(tensors, file):
+    "In the place of a file that may still be mapped"
+    content = save(tensors, {'format': 'pt'})
+    file.unlink()
+    file.write_bytes(content)
 
 def trial(encoder, rows=MAX_WORDS):
     token_ids = torch.randint(5, 11, (2, rows), generator=torch.Generator().manual_seed(0))
@@ -126,7 +137,7 @@ def test_a_missing_misshapen_or_broken_tensor_is_named(language, kind, options, 
         for k in names:
             if change is None: del state[k]
             else: state[k] = change.clone() if isinstance(change, torch.Tensor) else torch.full_like(state[k], change)
-        save_file(state, file, {'format': 'pt'})
+        save_file(state, file)
         with pytest.raises(ValueError, match=told) as error: create_language(language, source=tmp_path)
         line = str(error.value)
         assert '\n' not in line and str(tmp_path) in line and (gone.split('.', 1)[-1] in line or 'embed' in line), line
@@ -135,7 +146,7 @@ def test_a_random_decoder_or_image_part_does_no_harm(tmp_path):
     for kind, options, part in (('bart', BART | dict(vocab_size=60), 'decoder'), ('clip', WHOLE['clip'], 'vision_model')):
         saved(kind, tmp_path, **options)
         file = tmp_path/'model.safetensors'
-        save_file({k: t for k, t in load_file(file).items() if not k.startswith(part)}, file, {'format': 'pt'})
+        save_file({k: t for k, t in load_file(file).items() if not k.startswith(part)}, file)
         TextEncoder(source=tmp_path)
 
 @pytest.mark.parametrize('kind', ['funnel', 'vit', 'whisper', 'fnet', 'musicgen', 'canine'])
@@ -179,3 +190,101 @@ def test_tied_weights_are_saved_once(kind, tmp_path):
     with pytest.raises(ValueError, match=f'missing.*{word_vectors}'): ReferSegmenter.from_pretrained(tmp_path)
     save_file(tensors | {'language.x': torch.zeros(1)}, tmp_path/'model.safetensors')
     with pytest.raises(ValueError, match='1 foreign .*language.x'): ReferSegmenter.from_pretrained(tmp_path)
+
+PHOTO = np.random.RandomState(0).randint(0, 255, (50, 60, 3), np.uint8)
+SMALL = dict(size='nano', img_size=64, tokenizer=TOKENIZER)
+PARTS = [dict(encoder='lavt'), dict(encoder='vlt'), dict(encoder='lts'), dict(head='classifier'), dict(head='cgan'),
+         dict(encoder='timm', encoder_options=dict(backbone='resnet18')), dict(language='gru')] + [
+         dict(language='auto', language_options=dict(model_type=kind, **KINDS[kind]))
+         for kind in ('t5', 'siglip_text_model', 'llama', 'bart', 'modernbert')]
+
+@pytest.mark.parametrize('parts', PARTS, ids=str)
+def test_models_of_any_precision(parts):
+    "Half, double, autocast and another default: photos are taken as they come, and the answer is close"
+    torch.manual_seed(0)
+    model = create_model(**SMALL, **parts).eval()
+    phrases = ['red star', 'the star left of the blue square']
+    expected = np.stack([answer.scores for answer in model.segment(PHOTO, phrases)])
+    for dtype, most in ((torch.double, 1e-4), (torch.half, .2), (torch.bfloat16, 1)):
+        other = deepcopy(model).to(dtype)
+        assert np.abs(np.stack([a.scores for a in other.segment(PHOTO, phrases)]) - expected).max() < most
+        if dtype is not torch.double:
+            for m in (model, other):
+                with torch.autocast('cpu', dtype): scores = np.stack([a.scores for a in m.segment(PHOTO, phrases)])
+                assert scores.dtype == np.float32 and np.abs(scores - expected).max() < most
+        assert other(torch.zeros(2, 3, 64, 64), torch.tensor([[2, 5, 3], [2, 3, 0]])).dtype == dtype
+    torch.set_default_dtype(torch.double)
+    try: assert create_model(**SMALL, **parts).segment(PHOTO, 'red star').scores.dtype == np.float32
+    finally: torch.set_default_dtype(torch.float)
+
+def test_segment_tells_unknown_words():
+    model = create_model(**SMALL | dict(tokenizer=word_tokenizer(['the red star']))).eval()
+    with pytest.raises(ValueError, match="none of the words .'crimson', 'roundel'"): model.segment(PHOTO, 'crimson roundel')
+    with pytest.warns(UserWarning, match="50.0% of the words.*'crimson'"): model.segment(PHOTO, 'crimson star')
+    with warnings.catch_warnings():
+        warnings.simplefilter('error')
+        model.segment(PHOTO, 'crimson star')
+    with pytest.warns(UserWarning, match='roundel'): model.segment(PHOTO, ['the star', 'roundel'])
+
+def padded_otherwise(end):
+    "A tokenizer whose padding is not 0 and, unless `end` is one, was not named"
+    tokens = {'a': 0, 'red': 1, 'star': 2, '?': 3, '<end>': 4}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer(WordLevel(tokens, '?')), unk_token='?',
+                                   **({'eos_token': '<end>'} if end else {}))
+
+@pytest.mark.parametrize('end', [True, False])
+@pytest.mark.parametrize('language', ['bert', 'gru', 'auto'])
+def test_a_tokenizer_without_padding(end, language, tmp_path):
+    "Word 0 is a word and the padding is not, with and without a mask, named or not, and after saving"
+    tokenizer = padded_otherwise(end)
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save_pretrained(tmp_path/'words')
+    options = dict(model_type='gpt2', **GPT) if language == 'auto' else {}
+    def build(tokenizer, **o):
+        torch.manual_seed(0)
+        return create_model('lavt', 'classifier', **SMALL | dict(tokenizer=tokenizer), language=language,
+                            language_options=options | o).eval()
+    model = build(tokenizer)
+    pad = model.pad_id
+    assert pad == model.tokenizer.pad_token_id == (4 if end else 5)
+    token_ids, mask = tokenize(['a red star', 'a'], model.tokenizer)
+    assert (token_ids[~mask] == pad).all() and mask.sum() == 4
+    images = torch.randn(2, 3, 64, 64)
+    with torch.no_grad(): expected = model(images, token_ids)
+    with torch.no_grad(): torch.testing.assert_close(model(images, token_ids, mask), expected, rtol=1e-4, atol=1e-5)
+    named = build(str(tmp_path/'words'), vocab_size=len(model.tokenizer))
+    assert named.pad_id == pad
+    with torch.no_grad(): assert torch.equal(named(images, token_ids), expected)
+    model.save_pretrained(tmp_path/'model')
+    back = ReferSegmenter.from_pretrained(tmp_path/'model')
+    with torch.no_grad(): assert back.pad_id == pad and torch.equal(back(images, token_ids), expected)
+
+def test_trained_weights_with_a_padding_that_they_lack(tmp_path):
+    saved('gpt2', tmp_path, **GPT, vocab_size=5)
+    tokenizer = padded_otherwise(False)
+    tokenizer.backend_tokenizer.pre_tokenizer = Whitespace()
+    tokenizer.save_pretrained(tmp_path)
+    model = create_model(**SMALL | dict(tokenizer=str(tmp_path)), pretrained=False, language='auto',
+                         language_options=dict(model_type='gpt2', **GPT))
+    encoder = TextEncoder(source=tmp_path, pad_token_id=model.pad_id).eval()
+    assert model.pad_id == 5 and encoder.pad_id < 5
+    token_ids, mask = tokenize(['a red star'], model.tokenizer)
+    with torch.no_grad(): assert encoder(token_ids, mask).isfinite().all()
+
+@pytest.mark.parametrize('kind', ['t5', 'bart'])
+def test_the_first_checkpoint_of_a_fit_with_tied_weights(kind, tmp_path):
+    torch.manual_seed(0)
+    model = create_model(**SMALL, language='auto', language_options=dict(model_type=kind, **KINDS[kind])).eval()
+    save_scored(model, tmp_path/'model', {'oIoU': 1.})
+    back = ReferSegmenter.from_pretrained(tmp_path/'model')
+    assert np.array_equal(back.segment(PHOTO, 'red star').scores, model.segment(PHOTO, 'red star').scores)
+    save_state(dict(model=model.state_dict()), tmp_path/'state.pt')
+    back.load_state_dict(load_state(tmp_path/'state.pt')['model'])
+
+def test_folders_saved_with_every_name_still_load(tmp_path):
+    torch.manual_seed(0)
+    model = create_model(**SMALL, language='auto', language_options=dict(model_type='t5', **T5)).eval()
+    model.save_pretrained(tmp_path)
+    save_file({k: t.clone() for k, t in model.state_dict().items()}, tmp_path/'model.safetensors')
+    back = ReferSegmenter.from_pretrained(tmp_path)
+    assert all(torch.equal(t, back.state_dict()[k]) for k, t in model.state_dict().items())
