@@ -44,6 +44,7 @@ def trial(encoder, rows=MAX_WORDS):
 @pytest.mark.parametrize('kind', KINDS)
 def test_every_kind(kind):
     "One feature vector a token, whatever the padding holds and however much there is; rebuilt from `options`"
+    if kind == 'eurobert' and kind not in CONFIG_MAPPING: pytest.skip('transformers 5.0 has none')
     encoder = TextEncoder(60, model_type=kind, pad_token_id=0, **KINDS[kind]).eval()
     token_ids, mask, words = trial(encoder)
     assert words.shape == (2, 20, 32) == (2, 20, encoder.dim) and (words[1, 6:] == 0).all() and words.isfinite().all()
