@@ -31,10 +31,10 @@ def _load(cls, source, **options):
 def _check_trained(module, fresh, source):
     "Raise a ValueError where a tensor of a module is none of the file's, or holds no finite numbers"
     wild = [name for name, t in module.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
-    for names, fault in (fresh, f'has no fitting values for {len(fresh)}'), (wild, 'has numbers that are not finite in'):
+    for names, fault in (fresh, 'has no fitting values for'), (wild, 'has numbers that are not finite in'):
         if names:
             listed = ', '.join(sorted(names)[:3]) + ', ...'*(len(names) > 3)
-            raise ValueError(f'{source} {fault} tensors of {type(module).__name__} ({listed})')
+            raise ValueError(f'{source} {fault} {len(names)} tensors of {type(module).__name__} ({listed})')
 
 # %% ../../nbs/20_models.language.ipynb #01488dde
 def _model_type(source):
@@ -76,7 +76,7 @@ class BertEncoder(nn.Module):
             self.bert = BertModel(BertConfig(vocab_size=vocab_size, **options), add_pooling_layer=False)
             nn.init.normal_(self.bert.embeddings.word_embeddings.weight, std=WORD_STD)
         elif (kind := _model_type(source) or 'bert') != 'bert':
-            raise ValueError(f"{source} holds a {kind!r} model, not a BERT: language='auto' reads text encoders of any kind")
+            raise ValueError(f"{source} holds a {kind!r} model, not a BERT: language='auto' reads it")
         else:
             self.bert, fresh = _load(BertModel, source, add_pooling_layer=False, **options)
             _check_trained(self.bert, fresh, source)
@@ -180,7 +180,8 @@ _APART = 'transformers_version', 'architectures', 'dtype', '_name_or_path' # not
 
 def _has_decoder(config): return config.is_encoder_decoder and type(config) not in MODEL_FOR_TEXT_ENCODING_MAPPING
 
-def _without_pooling(cls): return dict(add_pooling_layer=False) if 'add_pooling_layer' in signature(cls).parameters else {}
+def _without_pooling(cls):
+    return dict(add_pooling_layer=False) if 'add_pooling_layer' in signature(cls).parameters else {}
 
 def _build(config):
     "A text model with random weights"
@@ -211,7 +212,8 @@ def _load_text_model(source, options):
             fresh = [name for name in model.state_dict() if start + name in lacking]
     part = model.get_encoder() if _has_decoder(config) else model
     own = {id(t) for t in part.state_dict(keep_vars=True).values()}
-    _check_trained(part, [k for k, t in model.state_dict(keep_vars=True).items() if k in fresh and id(t) in own], source)
+    state = model.state_dict(keep_vars=True)
+    _check_trained(part, [name for name in fresh if id(state[name]) in own], source)
     return part
 
 # %% ../../nbs/20_models.language.ipynb #db55d2ee
