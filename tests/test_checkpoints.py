@@ -62,6 +62,16 @@ def test_both_kinds_in_both_formats(good, model, save, zipped, capsys):
     line, = capsys.readouterr().out.splitlines()
     assert 'tensors loaded' in line and all(part in line for part in ('optimizer', 'lr_scheduler', 'epoch'))
 
+@pytest.mark.parametrize('wrapper', ['module.', '_orig_mod.', 'module._orig_mod.', '_orig_mod.module.', 'module.module.'])
+def test_wrapped_models(good, model, save, wrapper):
+    "`DataParallel` and `torch.compile`, of the whole or of a part, change names alone"
+    for k in ('model', 'bert_model'):
+        if k in good: good[k] = {wrapper + name: t for name, t in good[k].items()}
+    assert same(model, load_lavt_ris(save(good)))
+    inner = {name.replace('backbone.', 'backbone._orig_mod.').replace('encoder.layer', 'encoder._orig_mod.layer'): t
+             for name, t in good['model'].items()}
+    assert same(model, load_lavt_ris(save(good | dict(model=inner))))
+
 def test_saved_on_a_gpu(lavt, model, save, monkeypatch):
     monkeypatch.setattr(torch.serialization, 'location_tag', lambda storage: 'cuda:0')
     for zipped in (True, False): assert same(model, load_lavt_ris(save(lavt, _use_new_zipfile_serialization=zipped)))
@@ -311,11 +321,43 @@ def test_own_file_of_another_kind(folder, content):
 @pytest.mark.parametrize('change, told', [(dict(size='huge'), "'huge'"), (dict(head='crf'), "'crf'"),
     (dict(encoder='cris'), "'cris'"), (dict(depth=3), 'depth'), (dict(encoder_options=dict(widths=3)), 'widths'),
     (dict(encoder_options=dict(embed_dim='wide')), ''), (dict(head_options=3), 'mapping'),
-    (dict(language_options=dict(vocab_size='many')), 'vocab_size')])
+    (dict(language_options=dict(vocab_size='many')), 'vocab_size'), (dict(encoder_options=dict(channels=-1)), ''),
+    (dict(language_options=dict(vocab_size=None)), 'vocab_size'), (dict(language_options=dict(BERT, hiden=3)), 'hiden'),
+    (dict(language_options=dict(BERT, vocab_size=-5)), 'vocab_size'), (dict(img_size='wide'), ''),
+    (dict(language='gru', language_options=dict(dims=3)), 'dims'), (dict(language_options=None), ''),
+    (dict(language='auto', language_options=dict(model_type='vit')), "'vit'"), (dict(language='lstm'), "'lstm'")])
 def test_foreign_configuration(folder, change, told):
     config = json.loads((folder/'config.json').read_text())
     (folder/'config.json').write_text(json.dumps(config | change))
     refused(folder, 'config.json does not describe a model', told)
+
+@pytest.mark.parametrize('change, name', [('"img_size": NaN', 'img_size'), ('"img_size": 1e999', 'img_size'),
+    ('"img_size": -Infinity', 'img_size'), (f'"img_size": {10**30}', 'img_size'),
+    (f'"encoder_options": {{"channels": {10**30}}}', 'channels'), ('"encoder_options": {"channels": -1e300}', 'channels'),
+    (f'"encoder_options": {{"depths": [1, 1, {10**9}, 1]}}', 'depths'),
+    (f'"head_options": {{"iterations": {10**9}}}', 'iterations'),
+    (f'"language_options": {{"num_hidden_layers": {10**8}}}', 'num_hidden_layers'),
+    ('"img_size": 1' + '0'*5000, 'digits'), ('"x": ' + '['*100_000, 'config.json')])
+def test_numbers_that_cannot_be(folder, change, name):
+    path = folder/'config.json'
+    path.write_text(path.read_text().rstrip().removesuffix('}') + f', {change}}}')
+    refused(folder, str(path), name)
+
+def test_a_byte_order_mark_is_skipped(folder, model):
+    path = folder/'config.json'
+    path.write_bytes(b'\xef\xbb\xbf' + path.read_bytes())
+    assert same(model, ReferSegmenter.from_pretrained(folder))
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+@pytest.mark.parametrize('dtype', [torch.float32, torch.float16])
+def test_weights_that_are_not_finite(folder, value, dtype):
+    file = folder/'model.safetensors'
+    tensors = {k: t.to(dtype) if t.is_floating_point() else t for k, t in load_file(file).items()}
+    tensors['head.classifier.bias'] = torch.tensor([0, value], dtype=dtype)
+    tensors = {k: t.clone() for k, t in tensors.items()}
+    file.unlink()
+    save_file(tensors, file)
+    refused(folder, str(file), 'not finite', 'head.classifier.bias')
 
 @pytest.mark.parametrize('text', ['[]', '3', 'null', '{}', '{"model_type": "bert"}'])
 def test_configuration_of_something_else(folder, text):

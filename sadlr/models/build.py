@@ -22,6 +22,7 @@ from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
+from transformers import AutoTokenizer, PreTrainedConfig
 
 from .cgan import CGANHead
 from .language import create_language
@@ -31,7 +32,7 @@ from .refine import ClassifierHead, SADLRHead, object_logits
 from .swin import SIZES
 from .timm_encoder import TimmEncoder
 from .vlt import VLT
-from ..preprocess import image_tensor, load_tokenizer, open_image, tokenize
+from ..preprocess import check_words, image_tensor, load_pretrained, load_tokenizer, open_image, tokenize
 
 # %% ../../nbs/29_models.build.ipynb #73fab789
 class Segmentation(NamedTuple):
@@ -40,6 +41,11 @@ class Segmentation(NamedTuple):
     iterations:np.ndarray # (n, H, W) bool, the mask of every iteration; the last one is `mask`
     scores:np.ndarray     # (n, H, W) float32, log-odds of the object; a mask is where they are positive.
                           # 4nHW bytes, 110 MB for a photo of 9 megapixels and n = 3: keep the masks alone of many
+
+def _tied_names(model):
+    "Name of each tensor -> the first name of that very tensor: a T5 has its word vectors under two"
+    first = {}
+    return {name: first.setdefault(id(t), name) for name, t in model.state_dict(keep_vars=True).items()}
 
 # %% ../../nbs/29_models.build.ipynb #9fcab931
 class ReferSegmenter(nn.Module, ModelHubMixin,
@@ -57,17 +63,23 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
     @property
     def tokenizer(self):
         "Of `transformers`, or `None`; one that is only named is loaded now"
-        if isinstance(self._tokenizer, (str, Path)): self._tokenizer = load_tokenizer(self._tokenizer)
+        if isinstance(self._tokenizer, (str, Path)): self.tokenizer = load_tokenizer(self._tokenizer)
         return self._tokenizer
 
     @tokenizer.setter
-    def tokenizer(self, tokenizer): self._tokenizer = tokenizer
+    def tokenizer(self, tokenizer): self._tokenizer, self._pad_id = tokenizer, None
 
     @property
-    def pad_id(self) -> int: return getattr(self._tokenizer, 'pad_token_id', 0) # BERT's is 0
+    def pad_id(self) -> int:
+        "The tokenizer's; the language encoder's while there is none, or only its name on the hub"
+        if self._pad_id is None:
+            source, named = self._tokenizer, isinstance(self._tokenizer, (str, Path))
+            known = Path(source).is_dir() if named else source is not None
+            self._pad_id = load_tokenizer(source).pad_token_id if known else getattr(self.language, 'pad_id', 0)
+        return self._pad_id
 
     def forward(self,
-        image:Tensor,                # (B, 3, H, W), normalised
+        image:Tensor,                # (B, 3, H, W), normalised; of any precision, the model's is taken
         token_ids:Tensor,            # (B, N) int64
         token_mask:Tensor|None=None, # (B, N) true for words; `None`: every id but the padding
     ) -> Tensor:                     # (B, n, 2, h, w) raw score maps
@@ -75,6 +87,7 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
             used = (token_ids != self.pad_id).any(0).nonzero() # no phrase of the batch needs the columns after them
             token_ids = token_ids[:, :used.max() + 1 if len(used) else 1]
             token_mask = token_ids != self.pad_id
+        image = image.to(next(self.parameters()).dtype)
         words = self.language(token_ids, token_mask)
         return self.head(self.encoder(image, words, token_mask), words, token_mask)
 
@@ -87,6 +100,7 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         if self.tokenizer is None: raise ValueError('this model has no tokenizer: pass tokenizer= to create_model')
         device, was_training, image = next(self.parameters()).device, self.training, open_image(image)
         token_ids, _ = tokenize(phrase, self.tokenizer)
+        check_words(phrase, self.tokenizer)
         pixels = image_tensor(image, self.config['img_size'])[None].expand(len(token_ids), -1, -1, -1)
         try: scores = self.eval()(pixels.to(device), token_ids.to(device))
         finally: self.train(was_training)
@@ -101,7 +115,8 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         if isinstance(self._tokenizer, (str, Path)): config['tokenizer'] = str(self._tokenizer)
         elif self._tokenizer is not None: self._tokenizer.save_pretrained(folder)
         (folder/'config.json').write_text(json.dumps(config, indent=2))
-        save_file({k: v.contiguous() for k, v in self.state_dict().items()}, folder/'model.safetensors')
+        state, tied = self.state_dict(), _tied_names(self)
+        save_file({k: t.contiguous() for k, t in state.items() if tied[k] == k}, folder/'model.safetensors')
 
     @classmethod
     def from_pretrained(cls,
@@ -198,14 +213,31 @@ def create_model(
     return model
 
 # %% ../../nbs/29_models.build.ipynb #4fc96a62
+_LARGEST = 10**12 # of the numbers in a configuration
+_MOST = 10_000    # of what is repeated, such as layers
+
+def _check_numbers(value, path, name=''):
+    "Raise a ValueError for a number that cannot be an option of a model"
+    if isinstance(value, dict):
+        for key, v in value.items(): _check_numbers(v, path, key)
+    elif isinstance(value, list):
+        for v in value: _check_numbers(v, path, name)
+    elif isinstance(value, int | float) and not isinstance(value, bool):
+        repeated = any(part in name for part in ('layer', 'depth', 'iterations', 'repeats', 'blocks', 'img_size'))
+        most = _MOST if repeated else _LARGEST
+        if not -most <= value <= most: raise ValueError(f'{path}: {name} cannot be {value:.6g}')
+
 def read_config(
     path:Path, # config.json
 ) -> dict:     # options of `create_model`
     "The configuration of a saved model"
-    try: config = json.loads(path.read_text())
-    except ValueError as e: raise ValueError(f'{path} was not read, is it cut short? {e}') from e
+    try: config = json.loads(path.read_text(encoding='utf-8-sig'))
+    except (ValueError, RecursionError) as e: raise ValueError(f'{path} was not read, is it cut short? {e}') from e
     if not isinstance(config, dict) or not {'encoder', 'head_options'} <= config.keys():
         raise ValueError(f'{path} does not describe a model of sadlr')
+    _check_numbers(config, path)
+    if not isinstance(config.get('img_size', 1), int) or config.get('img_size', 1) < 1:
+        raise ValueError(f"{path} does not describe a model of this sadlr: img_size is {config['img_size']!r}")
     return config
 
 # %% ../../nbs/29_models.build.ipynb #c53b96cc
@@ -227,11 +259,18 @@ def check_fit(
 # %% ../../nbs/29_models.build.ipynb #25d76f0d
 def load_strictly(
     model:nn.Module,             # to be filled in place
-    tensors:Mapping[str, Tensor],# name -> tensor
+    tensors:Mapping[str, Tensor],# name -> tensor; one of the names is enough where weights are tied
     origin:Path|str,             # where they come from, for the message
 ):
-    "Load tensors that fit exactly, or say in one line which do not"
+    "Load tensors that fit exactly and hold finite numbers, or say in one line which do not"
+    tied = _tied_names(model)
+    given = {tied[name]: t for name, t in tensors.items() if name in tied}
+    tensors = {name: given[first] for name, first in tied.items() if first in given} | tensors
     check_fit(model.state_dict(), tensors, origin)
+    wild = [name for name, t in tensors.items() if t.is_floating_point() and not t.isfinite().all()]
+    if wild:
+        listed = ', '.join(wild[:5]) + ', ...'*(len(wild) > 5)
+        raise ValueError(f'{origin} holds numbers that are not finite, in {len(wild)} tensors ({listed})')
     model.load_state_dict(tensors)
 
 # %% ../../nbs/29_models.build.ipynb #6a098a2b
@@ -246,7 +285,8 @@ def load_folder(
     config = read_config(path)
     if config['encoder'] is None and encoder is None:
         raise ValueError(f'{folder} was saved with an encoder of your own: pass it as encoder=')
-    if (folder/'tokenizer_config.json').is_file(): config['tokenizer'] = load_tokenizer(folder)
+    if (folder/'tokenizer_config.json').is_file(): # config.json is ours and says nothing of a tokenizer
+        config['tokenizer'] = load_tokenizer(load_pretrained(AutoTokenizer, folder, config=PreTrainedConfig()))
     try: tensors = load_file(weights)
     except SafetensorError as e: raise ValueError(f'{weights} was not read, is it cut short? {e}') from e
     try: model = create_model(**{**config, 'encoder': config['encoder'] or encoder})

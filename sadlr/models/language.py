@@ -10,13 +10,55 @@ __all__ = ['WORD_STD', 'LANGUAGES', 'BertEncoder', 'GRUEncoder', 'masked_mean', 
 from difflib import get_close_matches
 from inspect import signature
 from pathlib import Path
-import torch
+import torch, transformers
 from fastcore.basics import patch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from transformers import (
     CONFIG_MAPPING, MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING, AutoConfig, BertConfig, BertModel)
-from ..preprocess import load_pretrained
+from ..preprocess import MAX_WORDS, load_pretrained
+
+# %% ../../nbs/20_models.language.ipynb #08f6aea9
+def _load(cls, source, **options):
+    "A model of class `cls`, and the names of its tensors that have no or no fitting values in the file of `source`"
+    model, told = load_pretrained(cls, source, dtype=torch.get_default_dtype(), output_loading_info=True,
+                                  ignore_mismatched_sizes=True, **options)
+    state = model.state_dict(keep_vars=True)
+    fresh = {*told['missing_keys'], *(name for name, *_ in told['mismatched_keys'])}
+    fresh = {id(state[name]) for name in fresh if name in state}
+    return model, [name for name, t in state.items() if id(t) in fresh] # tied tensors have several names
+
+def _check_trained(module, fresh, source):
+    "Raise a ValueError where a tensor of a module is none of the file's, or holds no finite numbers"
+    wild = [name for name, t in module.state_dict().items() if t.is_floating_point() and not t.isfinite().all()]
+    for names, fault in (fresh, 'has no fitting values for'), (wild, 'has numbers that are not finite in'):
+        if names:
+            listed = ', '.join(sorted(names)[:3]) + ', ...'*(len(names) > 3)
+            raise ValueError(f'{source} {fault} {len(names)} tensors of {type(module).__name__} ({listed})')
+
+# %% ../../nbs/20_models.language.ipynb #01488dde
+def _model_type(source):
+    "The architecture that a source says it holds; None where it says none"
+    try: return BertConfig.get_config_dict(str(source))[0].get('model_type')
+    except (OSError, ValueError): return None # whoever loads it says why
+
+def _check_length(config, n):
+    "Raise a ValueError where a row has more tokens than the model has positions"
+    most = getattr(config, 'max_position_embeddings', None) or n
+    if 0 < most < n: raise ValueError(f'rows of {n} tokens: this {config.model_type} has {most} positions '
+                                      '(max_position_embeddings)')
+
+def _known_options(config_class):
+    "The names of a configuration's options"
+    return {name for name in dir(config_class()) if name[0] != '_'} | {'pad_token_id', *config_class.attribute_map}
+
+def _check_options(config_class, options):
+    "Raise a ValueError for options that a configuration does not have: `transformers` keeps them without a word"
+    known = _known_options(config_class)
+    for name in options:
+        if name not in known:
+            close = ', '.join(get_close_matches(name, known, cutoff=0))
+            raise ValueError(f'{config_class.__name__} has no option {name!r}; the closest are {close}')
 
 # %% ../../nbs/20_models.language.ipynb #ed7652f5
 WORD_STD = .2 # of the initial word embeddings, ten times BERT's own
@@ -29,16 +71,22 @@ class BertEncoder(nn.Module):
         **options,                 # of `transformers.BertConfig`: `hidden_size`, `num_hidden_layers`, ...
     ):
         super().__init__()
+        _check_options(BertConfig, options)
         if source is None:
             self.bert = BertModel(BertConfig(vocab_size=vocab_size, **options), add_pooling_layer=False)
             nn.init.normal_(self.bert.embeddings.word_embeddings.weight, std=WORD_STD)
-        else: self.bert = load_pretrained(BertModel, source, add_pooling_layer=False, **options)
+        elif (kind := _model_type(source) or 'bert') != 'bert':
+            raise ValueError(f"{source} holds a {kind!r} model, not a BERT: language='auto' reads it")
+        else:
+            self.bert, fresh = _load(BertModel, source, add_pooling_layer=False, **options)
+            _check_trained(self.bert, fresh, source)
         self.dim = self.bert.config.hidden_size # D
 
     def forward(self,
         token_ids:Tensor,  # (B, N) int64
         token_mask:Tensor, # (B, N) True where there is a token
     ) -> Tensor:           # (B, N, D) word features
+        _check_length(self.bert.config, token_ids.shape[1])
         words = self.bert(token_ids, attention_mask=token_mask.long()).last_hidden_state
         return words.masked_fill(~token_mask.bool()[..., None], 0)
 
@@ -96,16 +144,77 @@ def masked_mean(
     return (weight[:, None].to(features.dtype) @ features)[:, 0]
 
 # %% ../../nbs/20_models.language.ipynb #8888bd44
+_NO_ENCODER = 'is no text encoder with a hidden state for each token'
+_SOME = "'distilbert', 'roberta', 'clip' and 't5' are some"
+
 def text_model_class(
     config, # a configuration of `transformers`
 ):
-    "The class of `transformers` that turns token ids into hidden states"
-    kind, encoders = type(config), MODEL_FOR_TEXT_ENCODING_MAPPING
-    if kind in encoders: return encoders[kind]
-    cls = None if getattr(config, 'is_encoder_decoder', False) or kind not in MODEL_MAPPING else MODEL_MAPPING[kind]
-    if cls is None or cls.main_input_name != 'input_ids':
-        raise ValueError(f"{config.model_type!r} is no text encoder; 'distilbert', 'roberta', 'clip' and 't5' are some")
+    "The class of `transformers` that turns token ids into hidden states; one with a decoder has them in its encoder"
+    kind = type(config)
+    mapping = next((m for m in (MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING) if kind in m), None)
+    cls = mapping[kind] if mapping else getattr(transformers, kind.__name__.replace('Config', 'Model'), None)
+    if getattr(cls, 'main_input_name', '') != 'input_ids':
+        raise ValueError(f'{config.model_type!r} {_NO_ENCODER}; {_SOME}')
     return cls
+
+def _text_config(config):
+    "The part of a configuration that describes the reading of text"
+    if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING: return config
+    try: return config.get_text_config()
+    except ValueError as error: raise ValueError(f'{config.model_type!r} {_NO_ENCODER}; {_SOME} ({error})') from error
+
+def _config_class(model_type):
+    "The configuration class of a text model, by its name in `transformers` or by that of the model it is a part of"
+    names = str(model_type), str(model_type).removesuffix('_text_model')
+    name = next((name for name in names if name in CONFIG_MAPPING), None)
+    if name is None:
+        close = ', '.join(get_close_matches(names[0], CONFIG_MAPPING, cutoff=0))
+        raise ValueError(f'transformers has no model_type {model_type!r}; the closest names are {close}')
+    config = _text_config(AutoConfig.for_model(name))
+    text_model_class(config)
+    return type(config)
+
+# %% ../../nbs/20_models.language.ipynb #b385e663
+_APART = 'transformers_version', 'architectures', 'dtype', '_name_or_path' # nothing of an architecture
+
+def _has_decoder(config): return config.is_encoder_decoder and type(config) not in MODEL_FOR_TEXT_ENCODING_MAPPING
+
+def _without_pooling(cls):
+    return dict(add_pooling_layer=False) if 'add_pooling_layer' in signature(cls).parameters else {}
+
+def _build(config):
+    "A text model with random weights"
+    cls = text_model_class(config)
+    model = cls(config, **_without_pooling(cls))
+    return model.get_encoder() if _has_decoder(config) else model
+
+def _beginning(model, whole):
+    "What the names of a model's tensors begin with in a larger model; None where it is not in there"
+    own, first = model.state_dict(), next(iter(model.state_dict()))
+    theirs = {name: t.shape for name, t in whole.state_dict().items()}
+    found = [name.removesuffix(first) for name in theirs if name.endswith(first)]
+    return next((start for start in found if all(theirs.get(start + k) == t.shape for k, t in own.items())), None)
+
+def _load_text_model(source, options):
+    "The part of a trained model that reads text, with the file's values in every tensor"
+    whole_config = load_pretrained(AutoConfig, source)
+    config = _text_config(whole_config)
+    cls = text_model_class(config)
+    _check_options(type(config), options)
+    config.update({k: v for k, v in options.items() if k != 'pad_token_id' or v < config.vocab_size})
+    model, fresh = _load(cls, source, config=config, **_without_pooling(cls))
+    if fresh and config is not whole_config and type(whole_config) in MODEL_MAPPING:
+        whole, lacking = _load(MODEL_MAPPING[type(whole_config)], source)
+        if (start := _beginning(model, whole)) is not None:
+            state = whole.state_dict()
+            model.load_state_dict({name: state[start + name] for name in model.state_dict()})
+            fresh = [name for name in model.state_dict() if start + name in lacking]
+    part = model.get_encoder() if _has_decoder(config) else model
+    own = {id(t) for t in part.state_dict(keep_vars=True).values()}
+    state = model.state_dict(keep_vars=True)
+    _check_trained(part, [name for name in fresh if id(state[name]) in own], source)
+    return part
 
 # %% ../../nbs/20_models.language.ipynb #db55d2ee
 class TextEncoder(nn.Module):
@@ -117,35 +226,55 @@ class TextEncoder(nn.Module):
         **options,                     # of its configuration: `pad_token_id`, `num_hidden_layers`, ...
     ):
         super().__init__()
-        if source is not None:
-            config = load_pretrained(AutoConfig, source).get_text_config()
-            config.update(options)
+        if source is not None: self.model = _load_text_model(source, options)
         elif model_type is None: raise ValueError("a text encoder needs a source or a model_type, such as 'distilbert'")
-        elif model_type in CONFIG_MAPPING:
-            config = AutoConfig.for_model(model_type, vocab_size=vocab_size, **options).get_text_config()
-        else: raise ValueError(f'transformers has no model_type {model_type!r}; the closest names are '
-                               f"{', '.join(get_close_matches(model_type, CONFIG_MAPPING, cutoff=0))}")
-        cls = text_model_class(config)
-        left_off = dict(add_pooling_layer=False) if 'add_pooling_layer' in signature(cls).parameters else {}
-        if source is not None:
-            self.model = load_pretrained(cls, source, config=config, dtype=torch.float32, **left_off)
         else:
-            self.model = cls(config, **left_off)
+            kind = _config_class(model_type)
+            _check_options(kind, options)
+            self.model = _build(kind(vocab_size=vocab_size, **options))
             nn.init.normal_(self.model.get_input_embeddings().weight, std=WORD_STD)
-        self.dim = config.hidden_size # D
+        self.dim = self._try() # D
+
+    @property
+    def pad_id(self) -> int:
+        "Of the model's own vocabulary, 0 where it has none there"
+        pad, n = getattr(self.model.config, 'pad_token_id', None) or 0, self.model.config.vocab_size
+        return pad if 0 <= pad < n else 0
 
     @property
     def options(self) -> dict:
         "What builds this architecture again: vocab_size, model_type and the rest of its configuration"
-        apart = 'transformers_version', 'architectures', 'dtype', '_name_or_path'
-        return {name: value for name, value in self.model.config.to_diff_dict().items() if name not in apart}
+        config = self.model.config
+        known = 'model_type', *_known_options(type(config))
+        return {name: value for name, value in config.to_diff_dict().items() if name in known and name not in _APART}
 
     def forward(self,
         token_ids:Tensor,  # (B, N) int64
         token_mask:Tensor, # (B, N) True where there is a token
     ) -> Tensor:           # (B, N, D) word features
-        words = self.model(input_ids=token_ids, attention_mask=token_mask.long()).last_hidden_state
-        return words.masked_fill(~token_mask.bool()[..., None], 0)
+        _check_length(self.model.config, token_ids.shape[1])
+        mask = token_mask.bool()
+        ids = token_ids.masked_fill(~mask, self.pad_id) # a few models, such as MobileBERT, see the id after a word
+        words = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return words.masked_fill(~mask[..., None], 0)
+
+# %% ../../nbs/20_models.language.ipynb #e3cca485
+@patch
+@torch.no_grad()
+def _try(self:TextEncoder) -> int: # D
+    "How long the hidden state of a token is; a ValueError where there is none, or where the padding is not left out"
+    config, training = self.model.config, self.model.training
+    if next(self.model.parameters()).is_meta: return config.hidden_size
+    most = getattr(config, 'max_position_embeddings', None) or MAX_WORDS
+    ids = torch.arange(min(MAX_WORDS, most) if most > 0 else MAX_WORDS)[None] % config.vocab_size
+    try:
+        shape = self.eval()(ids, torch.ones_like(ids)).shape
+        fault = '' if shape[:-1] == ids.shape else f'it gives {tuple(shape)} for {tuple(ids.shape)}'
+        if 'attention_mask' not in signature(self.model.forward).parameters: fault = 'it takes no attention_mask'
+    except Exception as error: fault = ' '.join(str(error).split()) or type(error).__name__
+    self.train(training)
+    if fault: raise ValueError(f'{config.model_type!r} {_NO_ENCODER} ({fault})')
+    return shape[-1]
 
 # %% ../../nbs/20_models.language.ipynb #fdfadd9d
 LANGUAGES = dict(bert=BertEncoder, gru=GRUEncoder, auto=TextEncoder)
@@ -158,6 +287,13 @@ def create_language(
 ) -> nn.Module:                # `(token_ids, token_mask) -> words`, with D as its attribute `dim`
     "A language encoder by its name"
     if kind not in LANGUAGES: raise ValueError(f"unknown language '{kind}'; there are {', '.join(LANGUAGES)}")
-    if source is None: return LANGUAGES[kind](vocab_size, **options)
-    if kind == 'gru': raise ValueError("languages 'bert' and 'auto' can be loaded from a source, not 'gru'")
-    return LANGUAGES[kind](vocab_size, source, **options)
+    if source is not None and kind == 'gru':
+        raise ValueError("languages 'bert' and 'auto' can be loaded from a source, not 'gru'")
+    where = {} if source is None else {'source': source}
+    try: return LANGUAGES[kind](vocab_size, **where, **options)
+    except FileNotFoundError: raise
+    except Exception as error: # options can be wrong in any way
+        fault = ' '.join(str(error).split()) or type(error).__name__
+        if isinstance(error, ValueError) and fault == str(error): raise
+        asked = {'vocab_size': vocab_size, **where, **options}
+        raise ValueError(f'language {kind!r} cannot be built with {asked}: {fault}') from error

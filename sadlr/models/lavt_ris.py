@@ -146,6 +146,8 @@ def listed(
     names = [str(name) for name in names]
     return (', '.join(names[:5]) or 'nothing') + (f' and {len(names)-5} more' if len(names) > 5 else '')
 
+_WRAPPERS = re.compile(r'(\b(module|_orig_mod)\.)+') # what `DataParallel` and `torch.compile` add to names
+
 def published_state(
     checkpoint, # what a file held
 ) -> dict:      # published names, BERT's beginning with "text_encoder."
@@ -153,7 +155,7 @@ def published_state(
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get('model'), Mapping):
         held = listed(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise ValueError(f"it has no state dict 'model', but {held}")
-    def tensors(state): return {str(name).removeprefix('module.'): t for name,t in dict(state or {}).items()
+    def tensors(state): return {_WRAPPERS.sub('', str(name)): t for name,t in dict(state or {}).items()
                                 if isinstance(t, Tensor) and t.layout is torch.strided and t.device.type == 'cpu'}
     model,bert = tensors(checkpoint['model']),tensors(checkpoint.get('bert_model'))
     inside = any(name.startswith('text_encoder.') for name in model)
