@@ -37,7 +37,7 @@ def evaluation_loader(
 ) -> TfmdDL:                  # batches (image, token_ids), mask
     "The samples in their order, as the model reads them"
     if not samples: raise ValueError('there is no sample to evaluate on')
-    block = refer_block(model.tokenizer, model.config['img_size'], all_of)
+    block = refer_block(model.tokenizer, model.config['img_size'], all_of, model.preprocessing)
     return block.dataloaders(samples, bs=bs, num_workers=num_workers, device=next(model.parameters()).device).valid
 
 # %% ../nbs/41_evaluate.ipynb #f9fff819
