@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from importlib.resources import files
 from inspect import signature
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
@@ -166,10 +167,10 @@ def make_part(
 ) -> nn.Module:
     "A part of the model, or an error that names the argument and the options that the class knows"
     try: return kind(*args, **options)
-    except TypeError as e:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError) as e: # of a wrong name or of an impossible number
         parameters = list(signature(kind).parameters.values())[len(args):]
         known = [str(p.replace(annotation=p.empty, default=p.empty)) for p in parameters]
-        raise ValueError(f'{argument}={options}: {kind.__name__} takes {", ".join(known)} ({e})') from e
+        raise ValueError(f'{argument}={options}: {kind.__name__} takes {", ".join(known)} ({shorten(str(e), 200)})') from e
 
 # %% ../../nbs/29_models.build.ipynb #b1aaf2d1
 def create_model(

@@ -99,9 +99,10 @@ def stages(self:TimmEncoder,
     try: maps,outputs = self.backbone(image),[]
     except torch.OutOfMemoryError: raise
     except (ArithmeticError, AssertionError, LookupError, RuntimeError) as error:
-        h,w = image.shape[-2:]
-        raise ValueError(f'backbone={self.name!r} failed on images of {h} x {w} pixels '
-                         f'({shorten(str(error), 200)})') from error
+        (h,w),why = image.shape[-2:],shorten(str(error), 200) or type(error).__name__
+        native = ' x '.join(map(str, self.backbone.pretrained_cfg['input_size'][-2:]))
+        raise ValueError(f'backbone={self.name!r} failed on images of {h} x {w} pixels; timm has it for {native} '
+                         f'({why})') from error
     channels_last = getattr(self.backbone, 'output_fmt', None) == Format.NHWC
     for i,fusion,norm in zip(self.used, self.fusions, self.norms):
         x = maps[i] if channels_last else maps[i].permute(0, 2, 3, 1)
@@ -119,4 +120,4 @@ def forward(self:TimmEncoder,
     "The features Y of a batch"
     y = self.decoder(self.stages(image, words, token_mask))
     quarter = [side//4 for side in image.shape[-2:]]
-    return F.interpolate(y, quarter, mode='bilinear', align_corners=True) if self.stride > 4 else y
+    return y if [*y.shape[-2:]] == quarter else F.interpolate(y, quarter, mode='bilinear', align_corners=True)
