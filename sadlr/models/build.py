@@ -82,9 +82,9 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
             token_mask = token_ids != self.pad_id
         words = self.language(token_ids, token_mask)
         try: return self.head(self.encoder(image, words, token_mask), words, token_mask)
-        except ValueError as error:
+        except (RuntimeError, ValueError) as error: # torch's own, and what a compiled model makes of it
             if 'Expected more than 1' not in str(error): raise
-            raise ValueError(f'{_ONE_VALUE} ({error})') from error
+            raise ValueError(_ONE_VALUE) from error
 
     @torch.no_grad()
     def segment(self,

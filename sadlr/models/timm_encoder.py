@@ -97,8 +97,8 @@ def stages(self:TimmEncoder,
 ) -> list:             # (B, C_i, h_i, w_i), finest first
     "The normalised fused features of every map that is used"
     try: maps,outputs = self.backbone(image),[]
-    except torch.OutOfMemoryError: raise
     except (ArithmeticError, AssertionError, LookupError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or 'Expected more than 1' in str(error): raise # not the size
         (h,w),why = image.shape[-2:],shorten(str(error), 200) or type(error).__name__
         native = ' x '.join(map(str, self.backbone.pretrained_cfg['input_size'][-2:]))
         raise ValueError(f'backbone={self.name!r} failed on images of {h} x {w} pixels; timm has it for {native} '
