@@ -430,7 +430,7 @@ def training_loaders(
     "Batches for training and validation; a missing image is an error now"
     check_vocabulary(model, exactly=(s.start or '').endswith('.pth'))
     dls = refer_dataloaders(refer, model.tokenizer, s.img_size, s.bs//s.accumulate, sentence=s.sentence,
-                            num_workers=s.workers, device=launched().device)
+                            preprocessing=model.preprocessing, num_workers=s.workers, device=launched().device)
     if len(dls.train) < s.accumulate:
         raise ValueError(f'{len(dls.train_ds)} refs for training do not fill a batch of bs={s.bs}')
     return dls

@@ -24,6 +24,7 @@ from .data.block import Sample, refer_block
 from .metrics import IoURecord, named_protocol
 from .models.build import ReferSegmenter
 from .models.refine import object_logits
+from .preprocess import IMAGENET
 
 # %% ../nbs/41_evaluate.ipynb #c7b2bcab
 def all_of(items) -> tuple[list, list]: # indices of the training and of the validation items
@@ -38,7 +39,7 @@ def evaluation_loader(
 ) -> TfmdDL:                  # batches (image, token_ids), mask
     "The samples in their order, as the model reads them"
     if not samples: raise ValueError('there is no sample to evaluate on')
-    block = refer_block(model.tokenizer, model.config['img_size'], all_of)
+    block = refer_block(model.tokenizer, model.config['img_size'], all_of, getattr(model, 'preprocessing', IMAGENET))
     return block.dataloaders(samples, bs=bs, num_workers=num_workers, device=next(model.parameters()).device).valid
 
 # %% ../nbs/41_evaluate.ipynb #f9fff819

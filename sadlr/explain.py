@@ -121,7 +121,7 @@ def trace(
     phrases, image = [phrase] if isinstance(phrase, str) else list(phrase), open_image(image)
     token_ids, token_mask = tokenize(phrases, model.tokenizer)
     size, device, was_training = model.config['img_size'], next(model.parameters()).device, model.training
-    pixels = image_tensor(image, size).to(device).expand(len(phrases), -1, -1, -1)
+    pixels = image_tensor(image, size, model.preprocessing).to(device).expand(len(phrases), -1, -1, -1)
     fusions, layers = _parts(model.encoder, PWAM), _parts(model.head, DynamicConv)
     if not isinstance(model.head, SADLRHead): layers = []
     inside = [part for layer in layers for part in (layer.to_kernel, layer.norm)]
@@ -130,7 +130,7 @@ def trace(
         finally: model.train(was_training)
     words, features = (calls[part][0].output for part in (model.language, model.encoder))
     masks = (object_logits(scores, (size, size)) > 0).cpu().numpy()
-    square = square_pixels(image, size).permute(1, 2, 0).numpy()
+    square = square_pixels(image, size, interpolation=model.preprocessing.interpolation).permute(1, 2, 0).numpy()
     fusion_calls = [(call.args[0], fusion.attend(*call.args, **call.kwargs)[1], call.output)
                     for fusion in fusions for call in calls[fusion]]
     traces = []

@@ -24,6 +24,7 @@ from .callbacks import (Accumulate, ActivationCheckpointing, EpochLines, HalfPre
 from .losses import IterativeDiceLoss
 from .metrics import refer_metrics
 from .models.build import ReferSegmenter
+from .preprocess import IMAGENET
 
 # %% ../nbs/40_learner.ipynb #6300206f
 NO_DECAY = 'norm', 'absolute_pos_embed', 'relative_position_bias_table'
@@ -106,6 +107,10 @@ def refer_learner(
 ) -> Learner:
     "A `Learner` that trains as the paper does (section 4.2)"
     if precision not in PRECISIONS: raise ValueError(f'precision={precision!r}: choose one of {PRECISIONS}')
+    given = getattr(dls, 'preprocessing', IMAGENET)
+    if (wanted := getattr(model, 'preprocessing', given)) != given:
+        raise ValueError(f'the loaders make photos by {given}, the model wants {wanted}: pass '
+                         'preprocessing=model.preprocessing to refer_dataloaders')
     own = L(EpochLines(), SkippedEpochs(), WithoutGraph(), PolySchedule(parts=parts))
     own += L(HalfPrecision(precision) if precision != 'fp32' else None)
     own += L(Accumulate(parts) if parts > 1 else None) + L(ActivationCheckpointing() if checkpoint else None)

@@ -12,10 +12,12 @@ from collections.abc import Callable, Mapping
 from importlib.resources import files
 from inspect import signature
 from pathlib import Path
+from textwrap import shorten
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
 from PIL import Image
@@ -32,7 +34,8 @@ from .refine import ClassifierHead, SADLRHead, object_logits
 from .swin import SIZES
 from .timm_encoder import TimmEncoder
 from .vlt import VLT
-from ..preprocess import check_words, image_tensor, load_pretrained, load_tokenizer, open_image, tokenize
+from ..preprocess import (IMAGENET, Preprocessing, check_words, image_tensor, load_pretrained, load_tokenizer,
+                              open_image, tokenize)
 
 # %% ../../nbs/29_models.build.ipynb #73fab789
 class Segmentation(NamedTuple):
@@ -48,6 +51,9 @@ def _tied_names(model):
     return {name: first.setdefault(id(t), name) for name, t in model.state_dict(keep_vars=True).items()}
 
 # %% ../../nbs/29_models.build.ipynb #9fcab931
+_ONE_VALUE = ('a normalisation layer got one value per channel: train with at least two images in a forward pass '
+             '(bs, accumulate) or with larger ones (img_size)')
+
 class ReferSegmenter(nn.Module, ModelHubMixin,
                      library_name='sadlr', pipeline_tag='image-segmentation', license='apache-2.0'):
     "Language encoder, multi-modal encoder and head in a row (Figure 3)"
@@ -89,7 +95,10 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
             token_mask = token_ids != self.pad_id
         image = image.to(next(self.parameters()).dtype)
         words = self.language(token_ids, token_mask)
-        return self.head(self.encoder(image, words, token_mask), words, token_mask)
+        try: return self.head(self.encoder(image, words, token_mask), words, token_mask)
+        except (RuntimeError, ValueError) as error: # torch's own, and what a compiled model makes of it
+            if 'Expected more than 1' not in str(error): raise
+            raise ValueError(_ONE_VALUE) from error
 
     @torch.no_grad()
     def segment(self,
@@ -101,7 +110,8 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         device, was_training, image = next(self.parameters()).device, self.training, open_image(image)
         token_ids, _ = tokenize(phrase, self.tokenizer)
         check_words(phrase, self.tokenizer)
-        pixels = image_tensor(image, self.config['img_size'])[None].expand(len(token_ids), -1, -1, -1)
+        square = image_tensor(image, self.config['img_size'], self.preprocessing)
+        pixels = square.expand(len(token_ids), -1, -1, -1)
         try: scores = self.eval()(pixels.to(device), token_ids.to(device))
         finally: self.train(was_training)
         logits = object_logits(scores, image.size[::-1]).float().cpu().numpy()
@@ -138,7 +148,7 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
 ENCODERS = {'lavt': LAVT, 'vlt': VLT, 'lts': LTS, 'timm': TimmEncoder}
 ENCODER_SIZES = {
     'lavt': {'nano': dict(channels=64, fusion_heads=4)}, 'vlt': {'nano': dict(channels=64)},
-    'lts': {'nano': dict(channels=64)}, 'timm': {'nano': dict(channels=64, fusion_heads=4)}}
+    'lts': {'nano': dict(channels=64)}, 'timm': {'nano': dict(channels=64, fusion_heads=None)}}
 HEADS = {'classifier': ClassifierHead, 'sadlr': SADLRHead, 'cgan': CGANHead}
 LANGUAGE_SIZES = {
     'bert': {'nano': dict(hidden_size=64, num_hidden_layers=2, num_attention_heads=4, intermediate_size=128,
@@ -159,6 +169,13 @@ def pick(
     if name not in table: raise ValueError(f'unknown {kind} {name!r}: choose one of {", ".join(map(repr, table))}')
     return table[name]
 
+def _preprocessing(
+    given:Preprocessing|Mapping, # the latter as in config.json
+) -> Preprocessing:
+    "Mean, deviation and filter in plain numbers, or an error that says what is wrong"
+    try: return (Preprocessing(**given) if isinstance(given, Mapping) else Preprocessing(*given)).check()
+    except TypeError as e: raise ValueError(f'preprocessing={given!r}: it takes mean, std, interpolation ({e})') from e
+
 def make_part(
     argument:str,   # that holds the options, for the message
     kind:Callable,  # class of an encoder or head
@@ -166,10 +183,10 @@ def make_part(
 ) -> nn.Module:
     "A part of the model, or an error that names the argument and the options that the class knows"
     try: return kind(*args, **options)
-    except TypeError as e:
+    except (ArithmeticError, LookupError, RuntimeError, TypeError) as e: # of a wrong name or of an impossible number
         parameters = list(signature(kind).parameters.values())[len(args):]
         known = [str(p.replace(annotation=p.empty, default=p.empty)) for p in parameters]
-        raise ValueError(f'{argument}={options}: {kind.__name__} takes {", ".join(known)} ({e})') from e
+        raise ValueError(f'{argument}={options}: {kind.__name__} takes {", ".join(known)} ({shorten(str(e), 200)})') from e
 
 # %% ../../nbs/29_models.build.ipynb #b1aaf2d1
 def create_model(
@@ -184,6 +201,7 @@ def create_model(
     encoder_options:dict={},      # options of the encoder, over those of the size
     head_options:dict={},         # e.g. dict(iterations=3, kernels=(128, 512), repeats=1, update='sum')
     language_options:dict={},     # options of the language encoder, over those of the size
+    preprocessing:Preprocessing|dict|None=None, # of photos; `None`: the encoder's, or ImageNet's where it names none
 ) -> ReferSegmenter:
     "Build a model from names and numbers"
     pick('size', size, SIZES)
@@ -206,11 +224,19 @@ def create_model(
         encoder_options = {**ENCODER_SIZES[name].get(size, {}), **encoder_options}
         encoder = make_part('encoder_options', encoder_class, size, words.dim, img_size, pretrained, **encoder_options)
     head_module = make_part('head_options', head_class, encoder.channels, words.dim, **head_options)
+    preprocessing = _preprocessing(preprocessing or getattr(encoder, 'preprocessing', IMAGENET))
     model = ReferSegmenter(words, encoder, head_module, tokenizer)
     model.config = dict(encoder=name, head=head, size=size, img_size=img_size, language=language,
                         encoder_options=dict(encoder_options), head_options=dict(head_options),
-                        language_options=language_options)
+                        language_options=language_options, preprocessing=dict(
+                            mean=[*preprocessing.mean], std=[*preprocessing.std],
+                            interpolation=preprocessing.interpolation))
     return model
+
+@patch(as_prop=True)
+def preprocessing(self:ReferSegmenter) -> Preprocessing:
+    "Mean, deviation and filter that photos get, from the configuration; older ones have ImageNet's"
+    return _preprocessing(self.config.get('preprocessing', IMAGENET))
 
 # %% ../../nbs/29_models.build.ipynb #4fc96a62
 _LARGEST = 10**12 # of the numbers in a configuration
@@ -289,7 +315,7 @@ def load_folder(
         config['tokenizer'] = load_tokenizer(load_pretrained(AutoTokenizer, folder, config=PreTrainedConfig()))
     try: tensors = load_file(weights)
     except SafetensorError as e: raise ValueError(f'{weights} was not read, is it cut short? {e}') from e
-    try: model = create_model(**{**config, 'encoder': config['encoder'] or encoder})
+    try: model = create_model(**{'preprocessing': IMAGENET, **config, 'encoder': config['encoder'] or encoder})
     except Exception as e:  # options can be wrong in any way
         raise ValueError(f"{path} does not describe a model of this sadlr: {' '.join(str(e).split())}") from e
     load_strictly(model, tensors, weights)

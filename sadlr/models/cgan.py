@@ -20,7 +20,7 @@ class CollectDiffuse(nn.Module):
         groups:int=2,  # k, parts of the channels that attend apart
     ):
         super().__init__()
-        if dim % groups: raise ValueError(f'groups={groups}: the {dim} channels are not divisible by it')
+        if dim < 1 or dim % groups: raise ValueError(f'groups={groups}: the {dim} channels are not divisible by it')
         self.groups = groups
         self.query = nn.Linear(query_dim, dim)
         self.project = nn.Conv2d(dim, 3*dim, 1) # W_c, W_d and W_v in one
@@ -47,12 +47,12 @@ class CGANHead(nn.Module):
         channels:int,        # C, channels of Y
         word_dim:int,        # D, word features
         steps:int=3,         # T, attention layers
-        width:int|None=None, # d, channels inside; `None`: C/2
+        width:int|None=None, # d, channels inside; `None`: C/2, or what is next below it and divisible by the groups
         groups:int=2,        # k, parts of the channels that attend apart
     ):
         super().__init__()
         if steps < 1: raise ValueError(f'steps={steps}: it takes 1 at least')
-        width = channels//2 if width is None else width
+        if width is None: width = channels//2 - channels//2 % groups
         self.sentence = nn.Sequential(nn.Linear(word_dim, channels), nn.ReLU(), nn.Linear(channels, channels))
         self.query = nn.Linear(channels, width)
         self.stem = nn.Conv2d(channels, width, 1)

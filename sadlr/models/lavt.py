@@ -43,7 +43,7 @@ class PWAM(nn.Module):
         num_heads:int=1, # heads of the pixel-word attention
     ):
         super().__init__()
-        if dim % num_heads:
+        if num_heads < 1 or dim % num_heads:
             raise ValueError(f'fusion_heads: the {dim} channels of a stage are not divisible by {num_heads}')
         self.num_heads = num_heads
         self.vis_project,self.query = nn.Linear(dim, dim),nn.Linear(dim, dim)

@@ -7,16 +7,32 @@ __all__ = ['BACKBONES', 'create_backbone', 'TimmEncoder']
 
 # %% ../../nbs/24_models.timm_encoder.ipynb #f679fe53
 from difflib import get_close_matches
+from textwrap import shorten
 
 import timm
+import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
+from timm.data import resolve_model_data_config
 from timm.layers import Format
 from torch import Tensor, nn
 
 from .lavt import PWAM, Decoder
+from ..preprocess import Preprocessing
 
 # %% ../../nbs/24_models.timm_encoder.ipynb #c9fb8b72
+def _refusal(error, name, pretrained, options):
+    "Why timm builds no such backbone, in one line; its size is at fault where the very same is built at its own"
+    native = getattr(timm.get_pretrained_cfg(name), 'input_size', [None])[-1]
+    why = f'timm does not build it with {pretrained=}, {shorten(str(options), 100)}'
+    if options.get('img_size', native) != native:
+        try: timm.create_model(name, pretrained=pretrained, features_only=True, **options | dict(img_size=native))
+        except Exception: native = None
+        if native is not None:
+            fit = 'its weights are' if pretrained else 'it is'
+            why = f'{fit} for images of {native} x {native} pixels and cannot be had at img_size={options["img_size"]}'
+    return f'backbone={name!r}: {why} ({shorten(str(error), 200)})'
+
 def create_backbone(
     name:str,              # timm's name of the architecture, or of architecture and weights
     img_size:int=480,      # side of the images; matters to those backbones that are bound to it
@@ -34,6 +50,8 @@ def create_backbone(
         raise FileNotFoundError(
             f'the weights of timm/{name} are not in the cache of the Hugging Face hub, and it cannot be reached; '
             'fetch them where it can be, copy that cache here and name it in HF_HOME') from error
+    except TypeError: raise # of an option that timm does not know
+    except Exception as error: raise ValueError(_refusal(error, name, pretrained, options)) from error
 
 # %% ../../nbs/24_models.timm_encoder.ipynb #4792f571
 BACKBONES = dict(nano='convnext_atto.d2_in1k', tiny='convnext_tiny.fb_in22k', small='convnext_small.fb_in22k',
@@ -49,22 +67,26 @@ class TimmEncoder(nn.Module):
         pretrained:bool=False,   # start the backbone from timm's weights?
         backbone:str|None=None,  # timm's name of it: 'resnet50', 'vit_base_patch16_224.dino', ...
         channels:int|None=None,  # C, of Y; None: four times the finest map's, but at most 512
-        fusion_heads:int=1,      # heads of the pixel-word attention
+        fusion_heads:int|None=1, # heads of the pixel-word attention; None: the most, up to 4, that divide all channels
         **timm_options,          # of `timm.create_model`: `out_indices` (which maps), `drop_path_rate`, `depths`, ...
     ):
         super().__init__()
         if backbone is None and size not in BACKBONES:
             raise ValueError(f'size={size!r}: choose one of {tuple(BACKBONES)}, or name a backbone=')
-        self.backbone = create_backbone(backbone or BACKBONES[size], img_size, pretrained, **timm_options)
+        self.name = backbone or BACKBONES[size]
+        self.backbone = create_backbone(self.name, img_size, pretrained, **timm_options)
         info = self.backbone.feature_info
         self.used = [i for i,stride in enumerate(info.reduction()) if stride >= 4] # finer than Y is of no use
         if len(self.used) < 2:
             raise ValueError(f'out_indices: the decoder joins two maps or more, not {len(self.used)}')
         dims,self.stride = [info.channels()[i] for i in self.used],info.reduction()[self.used[0]]
         self.channels = channels or min(4*dims[0], 512)
+        if fusion_heads is None: fusion_heads = max(n for n in range(1, 5) if not any(dim % n for dim in dims))
         self.fusions = nn.ModuleList(PWAM(dim, word_dim, fusion_heads) for dim in dims)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
         self.decoder = Decoder(dims, self.channels)
+        seen = resolve_model_data_config(self.backbone)
+        self.preprocessing = Preprocessing(seen['mean'], seen['std'], seen['interpolation']).check()
 
 # %% ../../nbs/24_models.timm_encoder.ipynb #8921f5c5
 @patch
@@ -74,7 +96,13 @@ def stages(self:TimmEncoder,
     token_mask:Tensor, # (B, N), 1 = word
 ) -> list:             # (B, C_i, h_i, w_i), finest first
     "The normalised fused features of every map that is used"
-    maps,outputs = self.backbone(image),[]
+    try: maps,outputs = self.backbone(image),[]
+    except (ArithmeticError, AssertionError, LookupError, RuntimeError) as error:
+        if isinstance(error, torch.OutOfMemoryError) or 'Expected more than 1' in str(error): raise # not the size
+        (h,w),why = image.shape[-2:],shorten(str(error), 200) or type(error).__name__
+        native = ' x '.join(map(str, self.backbone.pretrained_cfg['input_size'][-2:]))
+        raise ValueError(f'backbone={self.name!r} failed on images of {h} x {w} pixels; timm has it for {native} '
+                         f'({why})') from error
     channels_last = getattr(self.backbone, 'output_fmt', None) == Format.NHWC
     for i,fusion,norm in zip(self.used, self.fusions, self.norms):
         x = maps[i] if channels_last else maps[i].permute(0, 2, 3, 1)
@@ -92,4 +120,4 @@ def forward(self:TimmEncoder,
     "The features Y of a batch"
     y = self.decoder(self.stages(image, words, token_mask))
     quarter = [side//4 for side in image.shape[-2:]]
-    return F.interpolate(y, quarter, mode='bilinear', align_corners=True) if self.stride > 4 else y
+    return y if [*y.shape[-2:]] == quarter else F.interpolate(y, quarter, mode='bilinear', align_corners=True)
