@@ -142,8 +142,10 @@ def test_a_model_that_fails(panel, monkeypatch):
     assert told(panel) == 'RuntimeError: out of memory &lt;b&gt;'
 
 def test_unknown_words_and_markup(panel):
-    panel.phrase.value = '<img src=x onerror=alert(1)>'
+    panel.phrase.value = '<img src=x onerror=alert(1)> star'
     assert '<img' not in panel.frames[0].children[1].value and 'not in the vocabulary' in captions(panel)[0]
+    panel.phrase.value = '<img src=x onerror=alert(1)>'
+    assert '<img' not in told(panel) and 'has none of the words' in told(panel) and not panel.scores
 
 def test_uploads(panel):
     photo = Image.fromarray(draw_scene(0, 1, 480).image)

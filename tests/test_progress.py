@@ -30,8 +30,8 @@ BIN = Path(sys.executable).parent
 def home(tmp_path_factory):
     torch.set_num_threads(1)
     home = tmp_path_factory.mktemp('outside')
-    refs = make_shapes(home/'data', n_images=12).refs('train')
-    tokenizer = word_tokenizer([s.raw for ref in refs for s in ref.sentences])
+    refer = make_shapes(home/'data', n_images=12)
+    tokenizer = word_tokenizer([s.raw for split in refer.splits for ref in refer.refs(split) for s in ref.sentences])
     options = dict(encoder_options=dict(depths=(1, 1, 1)), language_options=SIZES | dict(vocab_size=len(tokenizer)))
     create_model(size='nano', img_size=32, tokenizer=tokenizer, **options).save_pretrained(home/'start')
     return home

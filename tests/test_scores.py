@@ -300,7 +300,7 @@ def shell(model, refer, tmp_path, monkeypatch, capsys):
 def test_save_and_score_again(shell):
     direct = shell('--split all --protocol cris')
     assert shell('--split all --protocol cris --save masks.json') == direct
-    assert shell('--model ./gone --split all --protocol cris --predictions masks.json') == direct
+    assert shell('--split all --protocol cris --predictions masks.json') == direct
     heads = [line for line in direct.splitlines() if line.startswith('shapes')]
     assert [line.split()[2] for line in heads] == ['train:', 'val:', 'test:'] and 'sentences; protocol cris' in heads[0]
 

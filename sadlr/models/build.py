@@ -185,8 +185,8 @@ def make_part(
     try: return kind(*args, **options)
     except (ArithmeticError, LookupError, RuntimeError, TypeError) as e: # of a wrong name or of an impossible number
         parameters = list(signature(kind).parameters.values())[len(args):]
-        known = [str(p.replace(annotation=p.empty, default=p.empty)) for p in parameters]
-        raise ValueError(f'{argument}={options}: {kind.__name__} takes {", ".join(known)} ({shorten(str(e), 200)})') from e
+        known = ', '.join(str(p.replace(annotation=p.empty, default=p.empty)) for p in parameters)
+        raise ValueError(f'{argument}={options}: {kind.__name__} takes {known} ({shorten(str(e), 200)})') from e
 
 # %% ../../nbs/29_models.build.ipynb #b1aaf2d1
 def create_model(
