@@ -48,7 +48,8 @@ def test_shapes(shell, tmp_path, option):
 
 @pytest.mark.parametrize('words', [('--language', 'gru'), ('--head', 'classifier'), ('--workers', '2')])
 def test_other_models_train(shell, tmp_path, words):
-    assert 'written to' in shell('sadlr_train', '--out', tmp_path/'run', '--n_images', 20, '--bs', 8, '--img_size', 32, '--epochs', 1, *words)
+    line = '--n_images', 40, '--img_size', 32, '--epochs', 1, *words
+    assert 'written to' in shell('sadlr_train', '--out', tmp_path/'run', *line)
 
 def test_evaluate(shell):
     own = shell('sadlr_evaluate', '--split', 'test')
