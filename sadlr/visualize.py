@@ -16,7 +16,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import FancyBboxPatch, Patch
 from matplotlib.patheffects import withStroke
-from PIL import Image, ImageFilter
+from scipy.ndimage import maximum_filter
 from scipy.special import expit
 
 # %% ../nbs/05_visualize.ipynb #b24d3487
@@ -24,7 +24,7 @@ PREDICTED, TRUE = 'tab:orange', 'tab:blue'
 
 def _grow(mask, width):
     "The mask and every pixel within `width` of it"
-    return np.asarray(Image.fromarray(mask).convert('L').filter(ImageFilter.MaxFilter(2*width + 1))) > 0
+    return maximum_filter(mask, 2*width + 1)
 
 def _as_mask(mask):
     "A mask as bool; scores are refused"

@@ -2,23 +2,22 @@
 import csv, json, pickle, shutil, subprocess, sys
 from pathlib import Path
 import pytest
+from forked import command, forked
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sadlr import cli
 from sadlr.models.build import ENCODERS, HEADS, LANGUAGE_SIZES
 
-def process(folder, *words):
-    "Run a command in a process of its own"
-    command = [Path(sys.executable).parent/words[0], *words[1:]]
-    return subprocess.run(command, cwd=folder, capture_output=True, text=True)
-
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
     "Where one small training has been run, with both spellings of the options"
     folder = tmp_path_factory.mktemp('cli')
-    done = process(folder, 'sadlr_train', '--n_images', '40', '--epochs=1', '--img-size', '32', '--split-by=attributes')
-    assert done.returncode == 0, done.stderr
-    assert 'Traceback' not in done.stderr and done.stdout.splitlines()[-1].startswith('written to runs/shapes')
+    words = '--n_images', '40', '--epochs=1', '--img-size', '32', '--split-by=attributes'
+    done = forked(command, 'sadlr_train', *words, cwd=folder, out=folder/'out', err=folder/'err')
+    done.join()
+    errors = (folder/'err').read_text()
+    assert done.exitcode == 0 and 'Traceback' not in errors, errors
+    assert (folder/'out').read_text().splitlines()[-1].startswith('written to runs/shapes')
     return folder
 
 @pytest.fixture
@@ -49,7 +48,8 @@ def test_shapes(shell, tmp_path, option):
 
 @pytest.mark.parametrize('words', [('--language', 'gru'), ('--head', 'classifier'), ('--workers', '2')])
 def test_other_models_train(shell, tmp_path, words):
-    assert 'written to' in shell('sadlr_train', '--out', tmp_path/'run', '--n_images', 40, '--epochs', 1, *words)
+    line = '--n_images', 40, '--img_size', 32, '--epochs', 1, *words
+    assert 'written to' in shell('sadlr_train', '--out', tmp_path/'run', *line)
 
 def test_evaluate(shell):
     own = shell('sadlr_evaluate', '--split', 'test')
@@ -112,7 +112,8 @@ def mistake(shell, *words):
 def test_empty_phrase(shell, folder): assert 'empty' in mistake(shell, 'sadlr_predict', photo(folder), ' ')
 
 def test_a_mistake_in_a_process(folder):
-    done = process(folder, 'sadlr_predict', 'missing.png', 'star')
+    words = Path(sys.executable).parent/'sadlr_predict', 'missing.png', 'star'
+    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
     assert done.returncode == 1 and done.stdout == '' and 'Traceback' not in done.stderr
     assert [line for line in done.stderr.splitlines() if line.startswith('sadlr_predict: ') and 'missing.png' in line]
     assert len(done.stderr.splitlines()) == 1

@@ -2,12 +2,14 @@
 import csv, os, shutil, subprocess, sys, zlib
 from functools import partial
 from pathlib import Path
+from socket import socket
 from types import SimpleNamespace
 import pytest, torch
 from accelerate.utils import gather_object
 from fastai.callback.core import Callback
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
+from forked import forked
 from sadlr import cli
 from sadlr.checkpoint import Checkpoint
 from sadlr.data.block import refer_dataloaders
@@ -68,17 +70,21 @@ def resume(root):
     launched().wait_for_everyone()
     return dict(whole=whole, resumed=run('stopped', Watch(), resume=True))
 
-if __name__ == '__main__':
-    root = Path(sys.argv[1])
+def work(root):
+    "What two processes do together"
     results = dict(train=train(root), resume=resume(root))
     if launched().is_main_process: torch.save(results, root/'results.pt')
+    launched().destroy_process_group()
 
-def launch(*words, **options):
-    "Run by two processes"
-    command = 'accelerate launch --multi_gpu --num_processes 2 --main_process_port 0'.split()
-    env = os.environ | {'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
-    command = [Path(sys.executable).parent/command[0], *command[1:], *map(str, words)]
-    return subprocess.run(command, env=env, capture_output=True, text=True, **options)
+def two_processes(work, *args, err, **options):
+    "How two forks end that a launcher could have started; what they say is in files of the folder `err`"
+    with socket() as free:
+        free.bind(('127.0.0.1', 0))
+        common = dict(MASTER_ADDR='127.0.0.1', MASTER_PORT=str(free.getsockname()[1]), WORLD_SIZE='2')
+    def start(rank): return forked(work, *args, err=err/f'{rank}.err', RANK=rank, LOCAL_RANK=rank, **common, **options)
+    ranks = list(map(start, '01'))
+    for process in ranks: process.join()
+    return [process.exitcode for process in ranks]
 
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
@@ -88,8 +94,7 @@ def root(tmp_path_factory):
 
 @pytest.fixture(scope='module')
 def results(root):
-    done = launch(__file__, root)
-    assert done.returncode == 0, done.stderr
+    assert two_processes(work, root, err=root) == [0, 0], (root/'0.err').read_text() + (root/'1.err').read_text()
     return torch.load(root/'results.pt')
 
 def test_same_training_as_one_process(root, results):
@@ -131,8 +136,13 @@ cli.sadlr_train()
 '''
 
 def test_command(root):
+    "Two processes of the launcher that the documents name"
     (root/'sadlr_train').write_text(COMMAND)
-    done = launch('sadlr_train', '--n_images', 12, '--img_size', 32, '--bs', 8, '--epochs', 2, cwd=root)
+    words = 'launch --multi_gpu --num_processes 2 --main_process_port 0 ' \
+            'sadlr_train --n_images 12 --img_size 32 --bs 8 --epochs 2'
+    env = os.environ | {'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run([Path(sys.executable).parent/'accelerate', *words.split()], env=env, cwd=root,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     assert [p.name for p in root.glob('writes of *')] == ['writes of 0']
     calls = (root/'writes of 0').read_text().splitlines()

@@ -1,9 +1,10 @@
 "Downloads from mirrors that drop, cut, mix up and refuse, and folders that are not whole"
-import hashlib, json, os, pickle, signal, subprocess, sys, threading, time, zipfile
+import hashlib, json, os, pickle, sys, threading, time, zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 import numpy as np, pytest
+from forked import forked
 from PIL import Image
 from sadlr import cli
 from sadlr.data import download
@@ -165,14 +166,13 @@ def test_too_large_for_the_disk(tmp_path):
 
 def test_killed_and_started_again(serve, tmp_path):
     stalled, handler = serve(stall=8*BLOCK)
-    code = f'from sadlr.data.download import *; fetch({known(stalled)!r}, {str(tmp_path)!r})'
-    process = subprocess.Popen([sys.executable, '-c', code], stderr=subprocess.PIPE)
+    process = forked(fetch, known(stalled), tmp_path)
     part = tmp_path/'data.zip.part'
     while not (part.exists() and part.stat().st_size > 5*BLOCK):
-        assert process.poll() is None, process.stderr.read()
+        assert process.is_alive()
         time.sleep(.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    process.kill()
+    process.join()
     assert files(tmp_path) == ['data.zip.part']
     have = part.stat().st_size
     url, handler = serve()

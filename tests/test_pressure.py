@@ -4,10 +4,11 @@ from pathlib import Path
 import pytest, torch
 from fastai.callback.core import Callback
 from fastai.learner import Learner
+from forked import command, forked
 from safetensors.torch import load_file
 from sadlr import checkpoint, cli, experiments, files
 from sadlr.checkpoint import load_state, tensors_of
-from test_distributed import launch
+from test_distributed import two_processes
 from test_resume import assert_same_run, history, home, killed, options_of, train
 
 def words_of(folder, *more, **options):
@@ -39,11 +40,16 @@ def start(folder, *more, **options):
     "A training in a process of its own that has begun to train"
     state = folder/'state.pt'
     before = state.stat().st_mtime_ns if state.exists() else 0
-    command = [Path(sys.executable).parent/'sadlr_train', *words_of(folder, *more, **options)]
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    while run.poll() is None and (not state.exists() or state.stat().st_mtime_ns == before): time.sleep(.02)
-    assert run.poll() is None, run.stderr.read()
+    run = forked(command, 'sadlr_train', *words_of(folder, *more, **options), err=errors_of(folder))
+    while run.is_alive() and (not state.exists() or state.stat().st_mtime_ns == before): time.sleep(.02)
+    assert run.is_alive(), errors_of(folder).read_text()
     return run
+
+def errors_of(folder): return folder.with_name(f'{folder.name}.err')
+
+def end_of(run):
+    run.join()
+    return run.exitcode
 
 def test_one_run_in_a_folder(home):
     "The second is told; the lock ends with the process, by Ctrl-C and by kill -9, whose loader's workers live a while"
@@ -53,14 +59,14 @@ def test_one_run_in_a_folder(home):
         said = told(*words_of(out, *more, **options))
         assert 'unfinished run' in said or f'{out} is in use by another training' in said
     assert 'is in use' in said
-    run.send_signal(signal.SIGINT)
-    lines = run.stderr.read().splitlines()
-    assert run.wait() == 130
+    os.kill(run.pid, signal.SIGINT)
+    assert end_of(run) == 130
+    lines = errors_of(out).read_text().splitlines()
     assert len(lines) == 1 and lines[0].startswith(f'sadlr_train: stopped; {out}/state.pt has the state of the run')
     assert '--resume goes on' in lines[0]
     run = start(out, '--resume', **options)
     run.kill()
-    assert run.wait() == -signal.SIGKILL
+    assert end_of(run) == -signal.SIGKILL
     with cli.own_folder(out): pass
 
 def test_where_nothing_can_be_locked(tmp_path, monkeypatch, capsys):
@@ -346,7 +352,7 @@ def test_scaler_may_leave_out_steps(home, monkeypatch):
     "In fp16 a gradient that overflows is no reason to stop"
     monkeypatch.setattr(cli, 'precision_trouble', lambda *args: '')
     out = home/'overflow'
-    train(out, precision='fp16', cbs='test_pressure.Overflow', epochs=1)
+    train(out, root=home/'few', n_images=10, precision='fp16', cbs='test_pressure.Overflow', epochs=1)
     assert is_finite(load_file(out/'model/model.safetensors'))
 
 class Overflow(Callback):
@@ -366,7 +372,8 @@ def test_two_processes_stop_together(home, tmp_path):
     (tmp_path/'poison.py').write_text(POISON)
     out = home/'two'
     words = words_of(out, '--cbs=poison.Poison("loss", 1)')
-    done = launch(Path(sys.executable).parent/'sadlr_train', *words, cwd=tmp_path)
-    assert done.returncode and 'sadlr_train: ' in done.stderr
-    assert 'a gradient is not finite' in done.stderr or 'the loss is nan' in done.stderr
+    ends = two_processes(command, 'sadlr_train', *words, cwd=tmp_path, err=tmp_path)
+    assert ends == [1, 1]
+    said = ''.join(file.read_text() for file in tmp_path.glob('*.err'))
+    assert 'sadlr_train: ' in said and ('a gradient is not finite' in said or 'the loss is nan' in said), said
     assert is_finite(load_state(out/'state.pt')) and is_finite(load_file(out/'model/model.safetensors'))

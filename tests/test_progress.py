@@ -8,6 +8,7 @@ from fastai.callback.progress import ShowGraphCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientClip
 from fastai.torch_core import set_seed
+from forked import command, forked
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from sadlr.callbacks import bare_model, emulated, supervised_maps
@@ -45,8 +46,15 @@ def learner(home):
         return refer_learner(dls, wrap(model), 1e-3, cbs=cbs, path=home, **options)
     return make
 
-def command(home, line, **environment):
-    "The line in a shell whose output is a file; what it wrote and what went to stderr"
+def ran(home, line):
+    "How a command ends in a fork, what it writes to a file, and what goes to stderr"
+    files = [home/f'{name} {len(list(home.glob(f"{name} *")))}' for name in ('out', 'err')]
+    run = forked(command, *shlex.split(line), cwd=home, out=files[0], err=files[1])
+    run.join()
+    return run.exitcode, *(file.read_text() for file in files)
+
+def process(home, line, **environment):
+    "The same of a console script, which imports all"
     log = home/f'log {len(list(home.glob("log*")))}'
     with open(log, 'w') as file:
         done = subprocess.run([BIN/(words := shlex.split(line))[0], *words[1:]], cwd=home, stdout=file, text=True,
@@ -60,7 +68,7 @@ TRAIN = 'sadlr_train --start start --n_images 12 --bs 16 --epochs 2 --lr 1e-3'
 def test_a_line_per_epoch_and_what_to_type_next(home):
     "The log of a run has no bar; a resume tells only what it trains; the commands at the end work as they stand"
     home = Path(home)
-    code, said, errors = command(home, f"{TRAIN} --out 'my run' --accumulate 2")
+    code, said, errors = process(home, f"{TRAIN} --out 'my run' --accumulate 2")
     assert code == 0, errors
     assert errors == '' and '\r' not in said and '█' not in said
     epochs = [line for line in said.splitlines() if line.startswith('epoch ')]
@@ -70,19 +78,19 @@ def test_a_line_per_epoch_and_what_to_type_next(home):
     assert re.fullmatch(rf"2 of 2 epochs in \d\d:\d\d; best: epoch {best['epoch'] + 1:.0f}, oIoU {best['oIoU']:.2f} on val", summary)
     assert next_ == 'next:' and last.startswith("written to my run: ")
     table = said[said.index('iteration '):said.index(summary)]
-    code, scored, errors = command(home, score)
+    code, scored, errors = ran(home, score)
     assert code == 0 and scored.endswith(table) and '\r' not in scored and errors == ''
-    code, shown, errors = command(home, show)
+    code, shown, errors = ran(home, show)
     assert code == 0 and 'of the image' in shown and (home/'overlay.png').exists()
 
 def test_lines_arrive_at_once(home):
     "Whoever follows a log sees an epoch when it ends"
-    words = [BIN/'sadlr_train', *shlex.split(f'{TRAIN} --epochs 200 --out followed')[1:]]
-    run = subprocess.Popen(words, cwd=home, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-    try: seen = next(line for line in run.stdout if line.startswith('epoch '))
-    finally:
-        run.kill()
-        run.wait()
+    read, write = os.pipe()
+    run = forked(command, *shlex.split(f'{TRAIN} --epochs 200 --out followed'), cwd=home, out=write)
+    os.close(write)
+    with os.fdopen(read) as log: seen = next(line for line in log if line.startswith('epoch '))
+    run.kill()
+    run.join()
     assert 'epoch 1 of 200' in seen
 
 def test_epochs_of_before_are_not_told_again(learner, tmp_path, capsys):
@@ -111,7 +119,7 @@ def test_what_silences_fastai_silences_the_lines(learner, capsys):
 def test_early_end_is_an_end(home):
     "A run that a callback ends early has its best model, its figure and its summary, and no state is left"
     early = 'fastai.callback.tracker.EarlyStoppingCallback(monitor="P@0.9")'
-    code, said, errors = command(home, f"{TRAIN} --epochs 9 --out early --cbs '{early}'")
+    code, said, errors = ran(home, f"{TRAIN} --epochs 9 --out early --cbs '{early}'")
     assert code == 0, errors
     assert '2 of 9 epochs in' in said and {p.name for p in (home/'early').iterdir()} == {
         'model', 'settings.json', 'history.csv', 'iterations.png'}
@@ -243,7 +251,9 @@ OLD_CPU = dict(ONEDNN_MAX_CPU_ISA='AVX2', ATEN_CPU_CAPABILITY='avx2') # what mak
 
 def test_emulated_16_bits_are_refused_in_one_line(home):
     "On a CPU without bf16 the command says so before it reads anything"
-    code, said, error = command(home, f'{TRAIN} --root nowhere --out slow --precision bf16', **OLD_CPU)
+    here = emulated(torch.bfloat16, torch.device('cpu')) # or in a process that is told before it starts
+    line = f'{TRAIN} --root nowhere --out slow --precision bf16'
+    code, said, error = ran(home, line) if here else process(home, line, **OLD_CPU)
     if code == 0: pytest.skip('this processor cannot play one without bf16')
     assert error == ("sadlr_train: precision 'bf16' is not supported by this CPU: use 'fp32', which is some twenty times "
                      'faster\n') and said == ''

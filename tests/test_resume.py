@@ -1,9 +1,10 @@
 "A run that is killed at any moment goes on to the very weights and history of the run that was not"
-import os, signal, subprocess, sys, time
+import os, signal, time
 from contextlib import redirect_stdout
 from io import BytesIO, StringIO
 from pathlib import Path
 import pytest, torch
+from forked import command, forked
 from safetensors.torch import load_file
 from sadlr import checkpoint, cli
 from sadlr.data.shapes import make_shapes
@@ -89,7 +90,8 @@ def test_killed_run_goes_on(home, moment):
 
 def test_in_parts_and_half_precision(home, monkeypatch):
     monkeypatch.setattr(cli, 'precision_trouble', lambda *args: '') # fp16 may be emulated here
-    options = dict(accumulate=2, precision='fp16', bert_dropout=.2, workers=1, save_every=1)
+    few = dict(root=home/'few', n_images=10, bs=4) # as many steps
+    options = few | dict(accumulate=2, precision='fp16', bert_dropout=.2, workers=1, save_every=1)
     train(home/'parts', **options)
     killed(home/'parts killed', 'in the second epoch', **options)
     assert checkpoint.load_state(home/'parts killed/state.pt')['scaler']['scale'] > 0
@@ -98,13 +100,12 @@ def test_in_parts_and_half_precision(home, monkeypatch):
 
 def test_process_killed_from_outside(home):
     words = [f'--{name}={value}' for name, value in options_of(home/'outside').items()]
-    command = [Path(sys.executable).parent/'sadlr_train', *words]
-    run = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    while not (home/'outside/state.pt').exists() and run.poll() is None: time.sleep(.02)
+    run = forked(command, 'sadlr_train', *words)
+    while not (home/'outside/state.pt').exists() and run.is_alive(): time.sleep(.02)
     run.kill()
-    assert run.wait() == -signal.SIGKILL
-    done = subprocess.run([*command, '--resume'], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
+    run.join()
+    assert run.exitcode == -signal.SIGKILL
+    train(home/'outside', resume=True)
     assert_same_run(home/'outside', home/'whole')
 
 def test_what_is_refused(home):
