@@ -1,5 +1,6 @@
 "Pictures and phrases of every kind that users hand in: what is right, or one line"
 import io, os, signal, struct, subprocess, sys, warnings, zlib
+from types import SimpleNamespace
 import numpy as np, pytest, torch
 from fastai.interpret import ClassificationInterpretation, Interpretation
 from PIL import Image
@@ -7,12 +8,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerFast
 import sadlr.data.block as block
+from sadlr.cli import check_settings, start_model, train_settings
 from sadlr.data.block import Normalise, ReadImage, Sample, refer_block, refer_dataloaders, refer_samples
 from sadlr.data.shapes import make_shapes
 from sadlr.demo import demo
 from sadlr.learner import refer_learner
 from sadlr.losses import IterativeCrossEntropy, IterativeDiceLoss
-from sadlr.models.build import bundled, create_model
+from sadlr.models.build import ReferSegmenter, bundled, create_model
 from sadlr.preprocess import (IMAGENET, Preprocessing, check_words, image_tensor, load_tokenizer, open_image,
                               phrase_fault, square_pixels, tokenize, unknown_words, word_tokenizer)
 
@@ -266,7 +268,6 @@ def test_a_megabyte(model, phrase):
 @pytest.mark.parametrize('raw, message', [(HALF, 'no Unicode'), ('\u200b', 'is empty'), (None, 'no text but NoneType')])
 def test_text_of_a_data_set(refer, raw, message):
     import msgspec
-    from types import SimpleNamespace
     ref = refer.refs('train')[0]
     sentences = (msgspec.structs.replace(ref.sentences[0], sent_id=5, raw=raw),)
     mine = SimpleNamespace(name='mine', refs=lambda split: [msgspec.structs.replace(ref, sentences=sentences)],
@@ -380,6 +381,18 @@ def test_accents_on_request():
     assert len(tokenizer) == 5 + 4 and len({tuple(row) for row in ids.tolist()}) == 3
     assert tokenize('Con BO\u0300', tokenizer)[0].tolist() == ids[:1].tolist() # signs of their own, capitals
     assert word_tokenizer(['Réd star']).get_vocab() == word_tokenizer(['red star']).get_vocab()
+
+@pytest.mark.parametrize('name, words', [('words', 2), ('words-accents', 4)])
+def test_accents_from_the_command_line(tmp_path, name, words):
+    "The vocabulary of a training, and of the model that it saves"
+    phrases = ['con bò', 'con bọ', 'con bo']
+    refs = [SimpleNamespace(sentences=[SimpleNamespace(raw=phrase)]) for phrase in phrases]
+    settings = train_settings(tokenizer=name, img_size=32)
+    start_model(settings, SimpleNamespace(refs=lambda split: refs)).save_pretrained(tmp_path)
+    ids = tokenize(phrases, ReferSegmenter.from_pretrained(tmp_path).tokenizer)[0]
+    assert len({tuple(row) for row in ids.tolist()}) == words - 1 and ids.max() == 5 + words - 1
+    with pytest.raises(ValueError, match="'auto' starts from trained weights"):
+        check_settings(train_settings(tokenizer=name, language='auto', encoder='timm', pretrained=True))
 
 # errors in workers
 
