@@ -620,7 +620,7 @@ def sadlr_train(
     head_options:json_arg={},  # of its class, as JSON: '{"update": "replace"}'
     img_size:int=None,         # side of the square that images are resized to
     language:str=None,         # 'bert', 'gru', or 'auto': the text encoder that TOKENIZER names; none: 'bert'
-    tokenizer:str=None,        # a hub name, a folder, or the 'words' of the training phrases ('words-accents' keeps accents)
+    tokenizer:str=None,        # a hub name, a folder, 'words' of the training phrases, or 'words-accents', with accents
     pretrained:bool_arg=None,  # true: start from ImageNet weights, and from the BERT that TOKENIZER names; or false
     epochs:int=None,           # each ref once per epoch
     bs:int=None,               # images of a step of the optimiser, over all processes

@@ -517,3 +517,17 @@ def test_interpretation(dls, loss, iterations):
         found.show_results([0, 1])
         counts = ClassificationInterpretation.from_learner(learn).confusion_matrix()
         assert counts.sum() == targets.numel() and counts[1].sum() == targets.sum()
+
+def test_interpretation_of_training(refer, dls, capsys):
+    "A ref has several phrases; what is shown is what has the loss; classes have names"
+    learn = refer_learner(dls, create_model(size='nano', img_size=32, tokenizer=dls.tokenizer))
+    with learn.no_bar(), learn.no_logging():
+        found = Interpretation.from_learner(learn, ds_idx=0)
+        _, places, items = found.top_losses(6, items=True)
+        _, preds, targets, _, losses = found[places]
+        ClassificationInterpretation.from_learner(learn).print_classification_report()
+    assert [*items] == [dls.train.items[i] for i in places.tolist()]
+    assert 'background' in (told := capsys.readouterr().out) and 'object' in told
+    loss = IterativeDiceLoss()
+    loss.reduction = 'none'
+    torch.testing.assert_close(loss(preds.log(), targets), losses.as_subclass(torch.Tensor), rtol=1e-4, atol=1e-6)

@@ -82,7 +82,7 @@ class Packed(Sequence):
     def __len__(self): return len(self.rows)
 
     def __getitem__(self, i):
-        if isinstance(i, (slice, list, np.ndarray)): # a part of the sequence, of the same block
+        if isinstance(i, slice) or np.ndim(i): # a part of the sequence, of the same block
             part = copy(self)
             part.rows = self.rows[i]
             return part
