@@ -53,20 +53,24 @@ def load_pretrained(
 ):
     "`cls.from_pretrained(source)`, with one clear line when there is nothing to load"
     try: return cls.from_pretrained(str(source), **options)
-    except (OSError, ValueError) as error:
+    except Exception as error: # a damaged folder can raise anything
         reason = str(error).strip().split('\n')[0]
+        if not isinstance(error, (OSError, ValueError)): reason = f'{type(error).__name__} {reason}'
         raise FileNotFoundError(f"no {cls.__name__} at '{source}': neither a folder that holds one nor a model of the "
                                 f'Hugging Face hub that can be reached from here ({reason})') from error
 
 def load_tokenizer(
     source, # a tokenizer, its folder, or its name on the hub
 ):
-    "The tokenizer that `source` is or names; one without a padding token is given it"
+    "The tokenizer that `source` is or names; one without a padding token that no phrase has is given it"
     tokenizer = load_pretrained(AutoTokenizer, source) if isinstance(source, (str, Path)) else source
-    if tokenizer.pad_token_id is None:
+    if not hasattr(tokenizer, 'pad_token_id'):
+        raise ValueError(f'{type(tokenizer).__name__} is no tokenizer of transformers, as '
+                         'PreTrainedTokenizerFast(tokenizer_object=...) is, and no name of one')
+    spare = tokenizer.eos_token, tokenizer.sep_token, tokenizer.bos_token, tokenizer.cls_token, tokenizer.mask_token
+    if tokenizer.pad_token_id is None or tokenizer.pad_token in spare: # the end of CLIP's phrases is its padding
         in_each = tokenizer.convert_ids_to_tokens(tokenizer('')['input_ids'])
-        spare = tokenizer.eos_token, tokenizer.sep_token, tokenizer.bos_token, tokenizer.cls_token, tokenizer.mask_token
-        unused = [token for token in spare if token and token not in in_each]
+        unused = [token for token in (tokenizer.pad_token, *spare) if token and token not in in_each]
         tokenizer.add_special_tokens({'pad_token': [*unused, '[PAD]'][0]})
     return tokenizer
 

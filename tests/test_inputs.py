@@ -352,14 +352,27 @@ def test_padding_is_chosen(tmp_path, special, pad):
     tokenizer.save_pretrained(tmp_path/'again')
     assert load_tokenizer(tmp_path/'again').pad_token_id == tokenizer.pad_token_id
 
-def test_padding_that_a_template_uses():
-    "An end that stands behind each phrase is no padding"
+@pytest.mark.parametrize('pad', [{}, dict(pad_token='</s>')])
+def test_padding_that_a_template_uses(pad):
+    "An end that stands behind each phrase is no padding, not even where a tokenizer says so, as CLIP's does"
     tokenizer, _ = pieces(eos_token='</s>', bos_token='<s>')
     tokenizer.post_processor = processors.TemplateProcessing(
         single='$A </s>', special_tokens=[('</s>', tokenizer.token_to_id('</s>'))])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='</s>', bos_token='<s>')
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='</s>', bos_token='<s>', **pad)
     ids, mask = tokenize('red', fast)
-    assert fast.pad_token == '<s>' and torch.equal(ids != fast.pad_token_id, mask)
+    assert fast.pad_token == '<s>' and torch.equal(ids != fast.pad_token_id, mask) and mask.sum() > 1
+
+@pytest.mark.parametrize('source', [Tokenizer(models.BPE()), None, 7, {'a': 1}], ids=range(4))
+def test_what_is_no_tokenizer(source):
+    for call in (lambda: tokenize('red', source), lambda: load_tokenizer(source), lambda: refer_block(source, 32)):
+        with pytest.raises(ValueError, match='is no tokenizer of transformers'): call()
+
+def test_a_damaged_folder_of_a_tokenizer(tmp_path):
+    gpt2().save_pretrained(tmp_path)
+    for content in '{}', '{"version"', '':
+        (tmp_path/'tokenizer.json').write_text(content)
+        with pytest.raises(FileNotFoundError, match=f"no AutoTokenizer at '{tmp_path}'") as error: load_tokenizer(tmp_path)
+        assert '\n' not in str(error.value)
 
 def test_a_model_without_padding(refer):
     "Loader, model and answer agree, with the mask and without"

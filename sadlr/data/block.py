@@ -118,7 +118,7 @@ class Tokenize(Transform):
     train_setup = False # set up with the samples of all splits
     def __init__(self, tokenizer):
         super().__init__()
-        self.tokenizer, self.known, self.table = tokenizer, {}, None
+        self.tokenizer, self.known, self.table = load_tokenizer(tokenizer), {}, None
 
     def setups(self, dataset):
         phrases = _phrases(dataset.items)
@@ -201,7 +201,7 @@ class ByImage(_PlainErrors):
 
 # %% ../../nbs/12_data.block.ipynb #d95ca09f
 def refer_block(
-    tokenizer,                            # of `transformers`
+    tokenizer,                            # of `transformers`, its hub name or folder
     img_size:int,                         # S, side of the square in pixels, a multiple of 4 (the model's first stride)
     splitter=None,                        # which samples are for training, which for validation; None: a random fifth
     preprocessing:Preprocessing=IMAGENET, # of the backbone
