@@ -85,7 +85,7 @@ from .data.shapes import make_shapes
 from .distributed import distributed, launched
 from .evaluate import evaluate, published, read_published, shuffle_phrases
 from .experiments import Recipe, run_table, summarise_table, tables
-from .files import NotWritten, replace_file, writing
+from .files import NotWritten, read_json, replace_file, writing
 from .learner import PRECISIONS, refer_learner
 from .losses import IterativeCrossEntropy, IterativeDiceLoss
 from .metrics import named_protocol
@@ -477,7 +477,7 @@ def begun_options(
 ) -> dict:    # name -> value
     "The options that a run was begun with, from its settings.json"
     file = out/'settings.json'
-    try: options = json.loads(file.read_text('utf-8-sig'))['options']
+    try: options = read_json(file)['options']
     except FileNotFoundError: reason = 'it is missing'
     except (ValueError, TypeError, LookupError, RecursionError) as error: reason = one_line(error) or 'it is cut short'
     else:

@@ -82,6 +82,7 @@ def test_a_full_range_is_itself(values):
 @pytest.mark.parametrize('values', [
     RAMP.astype(np.uint16)*16, RAMP.astype(np.uint16)*4, RAMP.astype(np.uint16)*64, RAMP.astype(np.int32)*4096,
     RAMP.astype(np.uint64) << 40, RAMP - 100., RAMP.astype(np.int64) - 128, RAMP/127.5 - 1,
+    (RAMP - 128).astype(np.int8), (RAMP*257 - 32768).astype(np.int16),
     RAMP*1e-6, RAMP*1e6, RAMP/2550 - 5])
 def test_a_range_that_is_not_full_is_stretched_and_told(values):
     seen, warned = told(grey, values)
@@ -180,6 +181,7 @@ def handed_in(tmp_path):
     yield from (torch.tensor(SCENE), torch.tensor(SCENE).movedim(2, 0), torch.tensor(SCENE/255).requires_grad_())
     yield from (content, bytearray(content), memoryview(content), io.BytesIO(content), tmp_path/'scene.png')
     yield from (str(tmp_path/'scene.png'), Image.fromarray(SCENE), Image.open(tmp_path/'scene.png'))
+    yield np.ma.masked_array(SCENE)
     yield open(tmp_path/'scene.png', 'rb')
 
 def test_types_of_an_image(tmp_path):
@@ -196,11 +198,22 @@ def test_bool_and_one_channel():
     mask = RAMP > 99
     for image in mask, mask[..., None], torch.tensor(mask), torch.tensor(mask)[None]:
         assert (grey(image) == mask*255).all()
+    assert (grey(np.matrix(mask)) == mask*255).all()
     assert (grey(torch.full((4, 5), .5, dtype=torch.bfloat16)) == 128).all()
+    assert (grey(torch._neg_view(torch.full((4, 5), -.5))) == 128).all()
+
+def test_files_of_few_words(tmp_path):
+    "An object that can be read, and nothing else; one that cannot"
+    picture = SimpleNamespace(read=lambda: saved(Image.fromarray(SCENE)))
+    assert (np.asarray(open_image(picture)) == SCENE).all()
+    with open(tmp_path/'new', 'wb') as file, pytest.raises(ValueError, match='new is no image that can be read: no read'):
+        open_image(file)
 
 @pytest.mark.parametrize('image, message', [
     (None, 'NoneType is no image: an image is a file'), (7, 'int is no image'), ([[1]], 'list is no image'), ({}, 'dict is no'),
     (io.StringIO('x'), 'StringIO is no image'), (np.zeros(5), 'no image'), (np.zeros((2, 3, 8, 8)), 'no image'),
+    (torch.eye(4).to_sparse(), 'a tensor of torch.float32 is no image'), (torch.zeros(4, 4, device='meta'), 'is no image'),
+    (torch.zeros(4, 4).cfloat(), 'complex64'),
     (np.zeros((8, 8, 7)), 'no image'), (np.zeros((8, 8), complex), 'complex128'), (np.array([['a']]), 'is no image'),
     (np.zeros((0, 8)), 'nothing to see'), (np.zeros((8, 0, 3)), 'nothing to see'), (Image.new('RGB', (0, 4)), 'no pixels'),
     (b'', 'PIL knows no such format'), (b'no picture', 'PIL knows no such format'), ('', 'is no image that can be read'),
@@ -274,6 +287,15 @@ def test_text_of_a_data_set(refer, raw, message):
                            image_path=refer.image_path, rle=refer.rle)
     with pytest.raises(ValueError, match=f'mine: ref {ref.ref_id}: sentence 5 is.*{message.split()[-1]}'):
         refer_samples(mine, 'train')
+
+def test_words_of_what_is_no_text(model):
+    for phrase in HALF, None, 7, b'red':
+        with pytest.raises(ValueError, match='phrase 1 of 2 is no'): word_tokenizer(['red', phrase])
+        with pytest.raises(ValueError, match='phrase 0 of 1 is no'): unknown_words(phrase, model.tokenizer)
+    assert len(word_tokenizer(['', 'red'])) == 6
+
+def test_one_phrase_makes_a_vocabulary():
+    assert word_tokenizer('the red star').get_vocab() == word_tokenizer(['the red star']).get_vocab()
 
 # words
 

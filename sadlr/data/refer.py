@@ -10,7 +10,7 @@ __all__ = ['PARTITIONS', 'ID', 'WIDTHS', 'ARGUMENTS', 'PREFIXES', 'PUT', 'LONG_B
            'count_refs', 'elsewhere']
 
 # %% ../../nbs/10_data.refer.ipynb #4e24402c
-import io, pickle, pickletools
+import codecs, io, pickle, pickletools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
@@ -113,9 +113,11 @@ def packed(objects:Iterable, kind:type) -> Packed:
     return Packed(map(msgspec.msgpack.encode, objects), partial(msgspec.msgpack.decode, type=kind))
 
 # %% ../../nbs/10_data.refer.ipynb #a688980c
+codecs.register_error('sadlr.latin1', lambda error: (error.object[error.start:error.end].decode('latin1'), error.end))
+
 class PlainUnpickler(pickle.Unpickler):
     "Reads lists, dicts, strings, bytes and numbers, and nothing that would have to be imported"
-    def __init__(self, file): super().__init__(file, encoding='latin1')
+    def __init__(self, file): super().__init__(file, encoding='utf-8', errors='sadlr.latin1')
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f'it asks to import {module}.{name}, and a refs file holds only plain data')

@@ -34,6 +34,7 @@ from .refine import ClassifierHead, SADLRHead, object_logits
 from .swin import SIZES
 from .timm_encoder import TimmEncoder
 from .vlt import VLT
+from ..files import read_json
 from ..preprocess import (IMAGENET, Preprocessing, check_words, image_tensor, load_pretrained, load_tokenizer,
                               open_image, tokenize)
 
@@ -257,8 +258,7 @@ def read_config(
     path:Path, # config.json
 ) -> dict:     # options of `create_model`
     "The configuration of a saved model"
-    try: config = json.loads(path.read_text(encoding='utf-8-sig'))
-    except (ValueError, RecursionError) as e: raise ValueError(f'{path} was not read, is it cut short? {e}') from e
+    config = read_json(path, what='was not read, is it cut short?')
     if not isinstance(config, dict) or not {'encoder', 'head_options'} <= config.keys():
         raise ValueError(f'{path} does not describe a model of sadlr')
     _check_numbers(config, path)
