@@ -66,7 +66,8 @@ def word_tokenizer(
         normalizer = normalizers.Sequence([normalizers.NFC(), normalizers.BertNormalizer(strip_accents=False)])
     phrases = [phrases] if isinstance(phrases, str) else list(phrases)
     for i, phrase in enumerate(phrases): # an empty one has no words
-        if (fault := phrase_fault(phrase)) not in ('', 'is empty'): raise ValueError(f'phrase {i} of {len(phrases)} {fault}')
+        fault = phrase_fault(phrase)
+        if fault not in ('', 'is empty'): raise ValueError(f'phrase {i} of {len(phrases)} {fault}')
     words = {word for phrase in phrases for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(phrase))}
     vocab = {token: i for i, token in enumerate([*SPECIAL_TOKENS.values(), *sorted(words)])}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token='[UNK]'))

@@ -41,7 +41,8 @@ def mask_rle(
     width:int,                # W
 ) -> dict:                    # RLE with counts as str
     "The pixels of a mask as run lengths; a ValueError where it is none, or not of this photo"
-    if not isinstance(mask, (str, Path, np.ndarray)): raise ValueError(f'the mask is no file and no array but {type(mask)}')
+    if not isinstance(mask, (str, Path, np.ndarray)):
+        raise ValueError(f'the mask is no path and no array but of type {type(mask).__name__}')
     name = 'the mask' if isinstance(mask, np.ndarray) else str(mask)
     if not isinstance(mask, np.ndarray) or mask.ndim == 3 and mask.dtype == np.uint8 and mask.shape[2] in (2, 3, 4):
         try:

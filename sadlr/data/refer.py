@@ -15,6 +15,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
+from glob import escape
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, TypedDict
@@ -242,13 +243,15 @@ def look_alikes(
     "What lies there instead of a refs file, and what to do about it"
     folder, inside = root/dataset, sorted(root.iterdir()) if root.is_dir() else []
     if dataset and folder.is_dir():
-        names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in ('.p', '.json', '.pkl', '.pickle'))
+        kinds = '.p', '.json', '.pkl', '.pickle'
+        names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in kinds or 'refs' in p.name.lower())
         there = f'only {quoted(names)}' if names else 'nothing of the kind'
         return f'; {folder} holds {there}, and REFER\'s files are refs(<partition>).p, a pickle, and instances.json'
     if any('refs(' in p.name and p.is_file() for p in inside):
         own = root.resolve()
         return f"; {root} is the folder of one data set: the root is {own.parent}, the data set {own.name!r}"
-    if dataset and (same := [p.name for p in inside if p.name.lower() == dataset.lower()]):
+    if dataset and folder.is_file(): return f'; {folder} is a file, and a data set is a folder'
+    if dataset and (same := [p.name for p in inside if p.name.lower() == dataset.lower() and p.is_dir()]):
         return f"; there is a folder {same[0]!r}, and capitals count: ask for it by that name, or rename it"
     if deeper := [p for p in inside if any((p/dataset).glob('refs(*).p' if dataset else '*/refs(*).p'))]:
         return f'; it lies one level deeper: the root is {deeper[0]}'
@@ -305,7 +308,7 @@ def read_instances(
 ) -> Instances:
     "All images, annotations and categories; whatever is wrong with the file becomes a ValueError that names it"
     if not path.is_file():
-        others = sorted(p.name for p in path.parent.glob('*.json'))
+        others = sorted(p.name for p in path.parent.glob('*') if p.suffix == '.json' or 'instances' in p.name.lower())
         raise FileNotFoundError(f'{path} is missing' + (f'; beside it there is {quoted(others)}' if others else ''))
     found = read_json(path, Instances, 'is not a COCO file')
     try:
@@ -402,6 +405,8 @@ def elsewhere(
     name:str # of an image that is not where it should be
 ) -> str:    # begins with '; ', or nothing
     "Where the image lies instead, and what to do about it"
+    alike = sorted(p.name for p in refer.images.glob(f'{escape(Path(name).stem)}.*'))
+    if alike: return f'; it is there as {quoted(alike)}'
     places = [p for place in refer._places for p in (place, *place.glob('*/')) if (p/name).is_file()]
     return f'; it lies in {places[0]}: move the images to {refer.images}, or read with images=that' if places else ''
 

@@ -137,6 +137,7 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
     ):
         "Rebuild a saved model; strict, in eval mode"
         folder = Path(folder_or_hub_id)
+        if folder.is_file(): raise FileNotFoundError(f'{folder} is a file: name the folder of the model, {folder.parent}?')
         if not folder.is_dir():
             try: folder = Path(snapshot_download(str(folder_or_hub_id), **hub_options))
             except (OSError, HFValidationError) as e:
@@ -307,7 +308,10 @@ def load_folder(
     "Rebuild a saved model, strictly"
     path, weights = folder/'config.json', folder/'model.safetensors'
     for file in (path, weights):
-        if not file.is_file(): raise FileNotFoundError(f'{file} is missing: is this a saved model?')
+        if file.is_file(): continue
+        run = (folder/'model'/file.name).is_file()
+        told = f'the model of this run is {folder}/model' if run else 'is this a saved model?'
+        raise FileNotFoundError(f'{file} is missing: {told}')
     config = read_config(path)
     if config['encoder'] is None and encoder is None:
         raise ValueError(f'{folder} was saved with an encoder of your own: pass it as encoder=')
