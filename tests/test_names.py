@@ -92,8 +92,8 @@ def test_a_file_for_a_folder(tmp_path):
 def test_names_near_a_model(tmp_path):
     "A run's folder, and files of a model's"
     create_model(size='nano', img_size=32).save_pretrained(tmp_path/'model')
-    for name, told in {'': f'the model of this run is {tmp_path}/model', 'model/config.json': f'the model, {tmp_path}/model[?]',
-                       'model/model.safetensors': 'is a file: name the folder'}.items():
+    for name, told in {'': f'the model of this run is {tmp_path}/model', 'model/config.json': f'name its folder, {tmp_path}/model[?]',
+                       'model/model.safetensors': 'is a file: name its folder'}.items():
         with pytest.raises(FileNotFoundError, match=told): ReferSegmenter.from_pretrained(tmp_path/name)
     (tmp_path/'empty').mkdir()
     with pytest.raises(FileNotFoundError, match='is this a saved model'): ReferSegmenter.from_pretrained(tmp_path/'empty')

@@ -137,7 +137,7 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
     ):
         "Rebuild a saved model; strict, in eval mode"
         folder = Path(folder_or_hub_id)
-        if folder.is_file(): raise FileNotFoundError(f'{folder} is a file: name the folder of the model, {folder.parent}?')
+        if folder.is_file(): raise FileNotFoundError(f'{folder} is a file: name its folder, {folder.parent}?')
         if not folder.is_dir():
             try: folder = Path(snapshot_download(str(folder_or_hub_id), **hub_options))
             except (OSError, HFValidationError) as e:
