@@ -30,7 +30,7 @@ from .data.block import refer_dataloaders, refer_samples
 from .data.refer import Refer
 from .data.shapes import make_shapes
 from .evaluate import evaluate, read_published
-from .files import replace_file, writing
+from .files import read_json, replace_file, writing
 from .learner import refer_learner
 from .models.build import ReferSegmenter, create_model
 
@@ -121,7 +121,9 @@ def read_results(
     "What has been run so far"
     if not path.exists(): return pd.DataFrame(columns=['system', 'seed', 'iteration', 'trained'])
     try: results = pd.read_csv(path)
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as e: raise ValueError(f'{path} is no table: {e}') from e
+    except ValueError as e: raise ValueError(f'{path} is no table: {" ".join(str(e).split())}') from e
+    for name in 'system', 'seed', 'iteration', 'trained':
+        if name not in results: raise ValueError(f'{path} has no column {name!r}, with commas between columns')
     if results.isna().any(axis=None): raise ValueError(f'{path}: a row was cut short; remove the rows of that run')
     if results.duplicated(['system', 'seed', 'iteration']).any():
         raise ValueError(f'{path} holds a run twice; remove one')
@@ -148,7 +150,7 @@ def check_recipe(
     record = path.with_suffix('.json')
     if path.exists() and not record.exists(): raise ValueError(f'{record} is missing: with what was {path} made?')
     if record.exists():
-        try: kept = json.loads(record.read_text('utf-8-sig'))['recipe']
+        try: kept = read_json(record)['recipe']
         except (ValueError, TypeError, LookupError) as e: raise ValueError(f'{record} names no recipe: {e}') from e
         if kept == asdict(recipe): return
         raise ValueError(f'{path} was made with {kept}: choose another file for {asdict(recipe)}')

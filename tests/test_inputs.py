@@ -1,5 +1,6 @@
 "Pictures and phrases of every kind that users hand in: what is right, or one line"
 import io, os, signal, struct, warnings, zlib
+from types import SimpleNamespace
 import numpy as np, pytest, torch
 from fastai.interpret import ClassificationInterpretation, Interpretation
 from PIL import Image
@@ -7,12 +8,13 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerFast
 import sadlr.data.block as block
+from sadlr.cli import check_settings, start_model, train_settings
 from sadlr.data.block import Normalise, ReadImage, Sample, refer_block, refer_dataloaders, refer_samples
 from sadlr.data.shapes import make_shapes
 from sadlr.demo import demo
 from sadlr.learner import refer_learner
 from sadlr.losses import IterativeCrossEntropy, IterativeDiceLoss
-from sadlr.models.build import bundled, create_model
+from sadlr.models.build import ReferSegmenter, bundled, create_model
 from sadlr.preprocess import (IMAGENET, Preprocessing, check_words, image_tensor, load_tokenizer, open_image,
                               phrase_fault, square_pixels, tokenize, unknown_words, word_tokenizer)
 
@@ -80,6 +82,7 @@ def test_a_full_range_is_itself(values):
 @pytest.mark.parametrize('values', [
     RAMP.astype(np.uint16)*16, RAMP.astype(np.uint16)*4, RAMP.astype(np.uint16)*64, RAMP.astype(np.int32)*4096,
     RAMP.astype(np.uint64) << 40, RAMP - 100., RAMP.astype(np.int64) - 128, RAMP/127.5 - 1,
+    (RAMP - 128).astype(np.int8), (RAMP*257 - 32768).astype(np.int16),
     RAMP*1e-6, RAMP*1e6, RAMP/2550 - 5])
 def test_a_range_that_is_not_full_is_stretched_and_told(values):
     seen, warned = told(grey, values)
@@ -178,6 +181,7 @@ def handed_in(tmp_path):
     yield from (torch.tensor(SCENE), torch.tensor(SCENE).movedim(2, 0), torch.tensor(SCENE/255).requires_grad_())
     yield from (content, bytearray(content), memoryview(content), io.BytesIO(content), tmp_path/'scene.png')
     yield from (str(tmp_path/'scene.png'), Image.fromarray(SCENE), Image.open(tmp_path/'scene.png'))
+    yield np.ma.masked_array(SCENE)
     yield open(tmp_path/'scene.png', 'rb')
 
 def test_types_of_an_image(tmp_path):
@@ -194,11 +198,22 @@ def test_bool_and_one_channel():
     mask = RAMP > 99
     for image in mask, mask[..., None], torch.tensor(mask), torch.tensor(mask)[None]:
         assert (grey(image) == mask*255).all()
+    assert (grey(np.matrix(mask)) == mask*255).all()
     assert (grey(torch.full((4, 5), .5, dtype=torch.bfloat16)) == 128).all()
+    assert (grey(torch._neg_view(torch.full((4, 5), -.5))) == 128).all()
+
+def test_files_of_few_words(tmp_path):
+    "An object that can be read, and nothing else; one that cannot"
+    picture = SimpleNamespace(read=lambda: saved(Image.fromarray(SCENE)))
+    assert (np.asarray(open_image(picture)) == SCENE).all()
+    with open(tmp_path/'new', 'wb') as file, pytest.raises(ValueError, match='new is no image that can be read: no read'):
+        open_image(file)
 
 @pytest.mark.parametrize('image, message', [
     (None, 'NoneType is no image: an image is a file'), (7, 'int is no image'), ([[1]], 'list is no image'), ({}, 'dict is no'),
     (io.StringIO('x'), 'StringIO is no image'), (np.zeros(5), 'no image'), (np.zeros((2, 3, 8, 8)), 'no image'),
+    (torch.eye(4).to_sparse(), 'a tensor of torch.float32 is no image'), (torch.zeros(4, 4, device='meta'), 'is no image'),
+    (torch.zeros(4, 4).cfloat(), 'complex64'),
     (np.zeros((8, 8, 7)), 'no image'), (np.zeros((8, 8), complex), 'complex128'), (np.array([['a']]), 'is no image'),
     (np.zeros((0, 8)), 'nothing to see'), (np.zeros((8, 0, 3)), 'nothing to see'), (Image.new('RGB', (0, 4)), 'no pixels'),
     (b'', 'PIL knows no such format'), (b'no picture', 'PIL knows no such format'), ('', 'is no image that can be read'),
@@ -266,13 +281,21 @@ def test_a_megabyte(model, phrase):
 @pytest.mark.parametrize('raw, message', [(HALF, 'no Unicode'), ('\u200b', 'is empty'), (None, 'no text but NoneType')])
 def test_text_of_a_data_set(refer, raw, message):
     import msgspec
-    from types import SimpleNamespace
     ref = refer.refs('train')[0]
     sentences = (msgspec.structs.replace(ref.sentences[0], sent_id=5, raw=raw),)
     mine = SimpleNamespace(name='mine', refs=lambda split: [msgspec.structs.replace(ref, sentences=sentences)],
                            image_path=refer.image_path, rle=refer.rle)
     with pytest.raises(ValueError, match=f'mine: ref {ref.ref_id}: sentence 5 is.*{message.split()[-1]}'):
         refer_samples(mine, 'train')
+
+def test_words_of_what_is_no_text(model):
+    for phrase in HALF, None, 7, b'red':
+        with pytest.raises(ValueError, match='phrase 1 of 2 is no'): word_tokenizer(['red', phrase])
+        with pytest.raises(ValueError, match='phrase 0 of 1 is no'): unknown_words(phrase, model.tokenizer)
+    assert len(word_tokenizer(['', 'red'])) == 6
+
+def test_one_phrase_makes_a_vocabulary():
+    assert word_tokenizer('the red star').get_vocab() == word_tokenizer(['the red star']).get_vocab()
 
 # words
 
@@ -351,14 +374,27 @@ def test_padding_is_chosen(tmp_path, special, pad):
     tokenizer.save_pretrained(tmp_path/'again')
     assert load_tokenizer(tmp_path/'again').pad_token_id == tokenizer.pad_token_id
 
-def test_padding_that_a_template_uses():
-    "An end that stands behind each phrase is no padding"
+@pytest.mark.parametrize('pad', [{}, dict(pad_token='</s>')])
+def test_padding_that_a_template_uses(pad):
+    "An end that stands behind each phrase is no padding, not even where a tokenizer says so, as CLIP's does"
     tokenizer, _ = pieces(eos_token='</s>', bos_token='<s>')
     tokenizer.post_processor = processors.TemplateProcessing(
         single='$A </s>', special_tokens=[('</s>', tokenizer.token_to_id('</s>'))])
-    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='</s>', bos_token='<s>')
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, eos_token='</s>', bos_token='<s>', **pad)
     ids, mask = tokenize('red', fast)
-    assert fast.pad_token == '<s>' and torch.equal(ids != fast.pad_token_id, mask)
+    assert fast.pad_token == '<s>' and torch.equal(ids != fast.pad_token_id, mask) and mask.sum() > 1
+
+@pytest.mark.parametrize('source', [Tokenizer(models.BPE()), None, 7, {'a': 1}], ids=range(4))
+def test_what_is_no_tokenizer(source):
+    for call in (lambda: tokenize('red', source), lambda: load_tokenizer(source), lambda: refer_block(source, 32)):
+        with pytest.raises(ValueError, match='is no tokenizer of transformers'): call()
+
+def test_a_damaged_folder_of_a_tokenizer(tmp_path):
+    gpt2().save_pretrained(tmp_path)
+    for content in '{}', '{"version"', '':
+        (tmp_path/'tokenizer.json').write_text(content)
+        with pytest.raises(FileNotFoundError, match=f"no AutoTokenizer at '{tmp_path}'") as error: load_tokenizer(tmp_path)
+        assert '\n' not in str(error.value)
 
 def test_a_model_without_padding(refer):
     "Loader, model and answer agree, with the mask and without"
@@ -380,6 +416,18 @@ def test_accents_on_request():
     assert len(tokenizer) == 5 + 4 and len({tuple(row) for row in ids.tolist()}) == 3
     assert tokenize('Con BO\u0300', tokenizer)[0].tolist() == ids[:1].tolist() # signs of their own, capitals
     assert word_tokenizer(['Réd star']).get_vocab() == word_tokenizer(['red star']).get_vocab()
+
+@pytest.mark.parametrize('name, words', [('words', 2), ('words-accents', 4)])
+def test_accents_from_the_command_line(tmp_path, name, words):
+    "The vocabulary of a training, and of the model that it saves"
+    phrases = ['con bò', 'con bọ', 'con bo']
+    refs = [SimpleNamespace(sentences=[SimpleNamespace(raw=phrase)]) for phrase in phrases]
+    settings = train_settings(tokenizer=name, img_size=32)
+    start_model(settings, SimpleNamespace(refs=lambda split: refs)).save_pretrained(tmp_path)
+    ids = tokenize(phrases, ReferSegmenter.from_pretrained(tmp_path).tokenizer)[0]
+    assert len({tuple(row) for row in ids.tolist()}) == words - 1 and ids.max() == 5 + words - 1
+    with pytest.raises(ValueError, match="'auto' starts from trained weights"):
+        check_settings(train_settings(tokenizer=name, language='auto', encoder='timm', pretrained=True))
 
 # errors in workers
 
@@ -498,3 +546,17 @@ def test_interpretation(dls, loss, iterations):
         found.show_results([0, 1])
         counts = ClassificationInterpretation.from_learner(learn).confusion_matrix()
         assert counts.sum() == targets.numel() and counts[1].sum() == targets.sum()
+
+def test_interpretation_of_training(refer, dls, capsys):
+    "A ref has several phrases; what is shown is what has the loss; classes have names"
+    learn = refer_learner(dls, create_model(size='nano', img_size=32, tokenizer=dls.tokenizer))
+    with learn.no_bar(), learn.no_logging():
+        found = Interpretation.from_learner(learn, ds_idx=0)
+        _, places, items = found.top_losses(6, items=True)
+        _, preds, targets, _, losses = found[places]
+        ClassificationInterpretation.from_learner(learn).print_classification_report()
+    assert [*items] == [dls.train.items[i] for i in places.tolist()]
+    assert 'background' in (told := capsys.readouterr().out) and 'object' in told
+    loss = IterativeDiceLoss()
+    loss.reduction = 'none'
+    torch.testing.assert_close(loss(preds.log(), targets), losses.as_subclass(torch.Tensor), rtol=1e-4, atol=1e-6)

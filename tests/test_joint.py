@@ -3,6 +3,7 @@ import json, os, pickle, shutil
 import pytest
 from PIL import Image
 from sadlr.data.custom import refer_from_table
+from sadlr.data.download import check_data
 from sadlr.data.joint import Joint, count_photos
 from sadlr.data.refer import Refer
 
@@ -60,6 +61,22 @@ def test_a_held_out_photo_under_another_name(tmp_path, way):
     joint = Joint([refcoco, mine])
     assert kept(joint, mine) == ['of train.jpg', 'garden.jpg']
     assert joint.counts()['train'] == dict(images=3, refs=4, sentences=4)
+
+@pytest.mark.parametrize('name', ['0.jpg', './0.jpg', 'sub/../0.jpg', 'link.jpg', 'copy.jpg'])
+def test_one_photo_under_two_ids_of_one_set(tmp_path, name):
+    "Files that others wrote: the check tells it, and a joint training leaves it out"
+    for i in range(4): photo(i).save(tmp_path/f'{i}.jpg')
+    mine = own(tmp_path, {'0.jpg': 'train', '1.jpg': 'val', '2.jpg': 'test', '3.jpg': 'train'})
+    assert check_data(mine.root) == []
+    instances, first = json.loads(mine.path.read_text()), mine.images/mine.image_records[0]['file_name']
+    (mine.images/'sub').mkdir()
+    (mine.images/'link.jpg').symlink_to(first.absolute())
+    shutil.copy(first, mine.images/'copy.jpg')
+    instances['images'][1]['file_name'] = name.replace('0.jpg', first.name)
+    mine.path.write_text(json.dumps(instances))
+    again = Refer(mine.root, 'mine', 'own')
+    assert check_data(mine.root) == ["mine (own): images 0 and 1 are one photo, once in 'train' and once in 'val'"]
+    assert [ref.image_id for ref in Joint([again]).refs('train')] == [3]
 
 def test_photos_of_one_name_in_two_sets_are_two(tmp_path):
     names = 'IMG_1.jpg', 'IMG_2.jpg', 'IMG_3.jpg'

@@ -8,6 +8,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedTokenizerFast
 from sadlr.checkpoint import load_state, save_scored, save_state
+from sadlr.cli import check_vocabulary
 from sadlr.models.build import ReferSegmenter, create_model
 from sadlr.models.language import BertEncoder, TextEncoder, create_language
 from sadlr.preprocess import MAX_WORDS, tokenize, word_tokenizer
@@ -271,6 +272,10 @@ def test_trained_weights_with_a_padding_that_they_lack(tmp_path):
     assert model.pad_id == 5 and encoder.pad_id < 5
     token_ids, mask = tokenize(['a red star'], model.tokenizer)
     with torch.no_grad(): assert encoder(token_ids, mask).isfinite().all()
+    model.config['language_options']['vocab_size'] = 5 # of trained weights
+    check_vocabulary(model, exactly=False)
+    model.config['language_options']['vocab_size'] = 4
+    with pytest.raises(ValueError, match='the tokenizer has 5 tokens, the language encoder 4'): check_vocabulary(model, exactly=False)
 
 @pytest.mark.parametrize('kind', ['t5', 'bart'])
 def test_the_first_checkpoint_of_a_fit_with_tied_weights(kind, tmp_path):

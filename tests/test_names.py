@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 from sadlr.data.download import check_data
 from sadlr.data.refer import Refer, find_refs
+from sadlr.models.build import ReferSegmenter, create_model
 
 H, W = 40, 60
 
@@ -26,7 +27,7 @@ def message(*args):
     return str(error.value)
 
 @pytest.mark.parametrize('dataset', ['grefcoco', 'refcoco', 'mine'])
-@pytest.mark.parametrize('name', ['grefs(unc).json', 'refs(unc).json', 'refs(unc).pkl', 'refs.p', 'Refs(unc).p'])
+@pytest.mark.parametrize('name', ['grefs(unc).json', 'refs(unc).json', 'refs(unc).pkl', 'refs.p', 'Refs(unc).p', 'refs(unc)', 'refs(unc).p.zip'])
 def test_a_folder_with_another_refs_file(tmp_path, dataset, name):
     write(tmp_path/dataset, refs=name)
     said = message(tmp_path, dataset, 'unc')
@@ -69,12 +70,33 @@ def test_a_root_too_high_and_one_that_is_not_there(tmp_path):
     assert f"one level deeper: the root is {tmp_path/'data'}" in check_data(tmp_path)[0]
     assert f"there is no folder {tmp_path/'nowhere'}" in message(tmp_path/'nowhere', 'mine', 'unc')
 
-@pytest.mark.parametrize('name', ['instances_train.json', 'annotations.json', 'Instances.json'])
+@pytest.mark.parametrize('name', ['instances_train.json', 'annotations.json', 'Instances.json', 'instances.json.gz'])
 def test_instances_of_another_name(tmp_path, name):
     write(tmp_path/'mine', instances=name)
     said = message(tmp_path, 'mine', 'unc')
     assert said == f"{tmp_path/'mine'/'instances.json'} is missing; beside it there is {name!r}"
     assert check_data(tmp_path, 'mine') == [said]
+
+@pytest.mark.parametrize('name', ['0.JPG', '0.png', '0.jpg.jpg'])
+def test_images_of_another_kind(tmp_path, name):
+    write(tmp_path/'mine')
+    (tmp_path/'mine'/'images'/'0.jpg').rename(tmp_path/'mine'/'images'/name)
+    refer = Refer(tmp_path, 'mine', 'unc')
+    with pytest.raises(FileNotFoundError, match=f"0.jpg; it is there as '{name}'"): refer.image_path(refer.refs()[0])
+    assert f"mine (unc): 0.jpg is there as '{name}'" in check_data(tmp_path, 'mine')
+
+def test_a_file_for_a_folder(tmp_path):
+    (tmp_path/'mine').write_text('refs')
+    assert f"{tmp_path/'mine'} is a file, and a data set is a folder" in message(tmp_path, 'mine', 'unc')
+
+def test_names_near_a_model(tmp_path):
+    "A run's folder, and files of a model's"
+    create_model(size='nano', img_size=32).save_pretrained(tmp_path/'model')
+    for name, told in {'': f'the model of this run is {tmp_path}/model', 'model/config.json': f'name its folder, {tmp_path}/model[?]',
+                       'model/model.safetensors': 'is a file: name its folder'}.items():
+        with pytest.raises(FileNotFoundError, match=told): ReferSegmenter.from_pretrained(tmp_path/name)
+    (tmp_path/'empty').mkdir()
+    with pytest.raises(FileNotFoundError, match='is this a saved model'): ReferSegmenter.from_pretrained(tmp_path/'empty')
 
 @pytest.mark.parametrize('deeper', ['images/images', 'images/train2014'])
 def test_images_one_level_deeper(tmp_path, deeper):

@@ -2,11 +2,13 @@
 import json, pickle
 import pytest
 from PIL import Image
+from sadlr.cli import begun_options
 from sadlr.data.custom import polygon_parts, read_phrases, read_table, refer_from_coco, refer_from_table
 from sadlr.data.download import check_data
 from sadlr.data.refer import Refer, read_instances, read_refs
 from sadlr.data.shapes import make_shapes
 from sadlr.files import decode_json, read_json
+from sadlr.models.build import read_config
 from sadlr.predictions import read_predictions
 
 H, W = 40, 60
@@ -21,7 +23,15 @@ def predictions(): return [dict(sent_id=i, segmentation=dict(size=[4, 8], counts
 
 def phrases(): return {str(i): f'thing {i}' for i in range(3)}
 
+def read_settings(path):
+    folder = path.parent/f'run {path.name}'
+    folder.mkdir(exist_ok=True)
+    (folder/'settings.json').write_bytes(path.read_bytes())
+    return begun_options(folder)
+
 READERS = dict(
+    config=(lambda: dict(encoder='lavt', head_options={}), read_config),
+    settings=(lambda: dict(options=dict(lr=1., out='é')), read_settings),
     instances=(coco, lambda path: [(i['id'], i['file_name']) for i in read_instances(path).images]),
     predictions=(predictions, lambda path: [p.sent_id for p in read_predictions(path)]),
     phrases=(phrases, lambda path: read_phrases(path, range(3))), plain=(coco, read_json))
@@ -62,7 +72,7 @@ BROKEN = [b'', b'{', b'[1', b'nul', b'{"a": nan}', b"{'a': 1}", b'{"a": 1} x', b
           b'{"a": 1, "a": 2}', b'"%s' % (b'a'*100_000), b'PK\x03\x04', b'\x80\x04K\x03.', rb'["\ud8', rb'"\uzzzz"', b'caf\xe9']
 
 @pytest.mark.parametrize('data', BROKEN, ids=range(len(BROKEN)))
-@pytest.mark.parametrize('reader', READERS)
+@pytest.mark.parametrize('reader', [name for name in READERS if name != 'settings'])
 def test_what_is_no_json_is_one_line_with_its_file(tmp_path, reader, data):
     (tmp_path/'bad.json').write_bytes(data)
     with pytest.raises(ValueError, match='bad.json ') as error: READERS[reader][1](tmp_path/'bad.json')
@@ -186,6 +196,26 @@ def test_half_characters_are_named_where_they_stand(tmp_path, text):
         refer_from_table([rows[0], rows[1] | dict(mask=text, polygon=None), rows[2]], tmp_path, 'no')
     for error in [*errors, row]: assert '\n' not in str(error.value).encode().decode() # can be printed
     assert not (tmp_path/'no').exists()
+
+@pytest.mark.parametrize('phrase', [b'red', ['red', 'blue'], {'red': 1}, ('red',)], ids=str)
+def test_a_phrase_in_a_table_is_text_or_a_number(tmp_path, phrase):
+    refer = own(tmp_path, coco())
+    rows = [dict(image=refer.images/f'{i}.jpg', phrase=7, polygon=SQUARE, split=s) for i, s in enumerate(refer.splits)]
+    assert refer_from_table(rows, tmp_path, 'number').refs()[0].sentences[0].raw == '7'
+    with pytest.raises(ValueError, match=r'^row 2 \(.*: the phrase is no text but'):
+        refer_from_table([rows[0], rows[1] | dict(phrase=phrase), rows[2]], tmp_path, 'no')
+    for names in ('no\ud83d', 'own'), ('no', 'own\ud83d'), ('no', '\0'):
+        with pytest.raises(ValueError, match='is no name: '): refer_from_table(rows, tmp_path, *names)
+
+def test_text_of_python_2(tmp_path):
+    "It was bytes, of UTF-8 or of Latin-1"
+    refs = [dict(ref_id=0, ann_id=0, image_id=0, category_id=1, split='val', file_name='x', sentences=[
+        dict(sent_id=0, raw='TEXT', sent='it')])]
+    def read(raw, name=b'x'):
+        text = pickle.dumps(refs, 0).replace(b'VTEXT', b"S'%s'" % raw).replace(b'Vx', b"S'%s'" % name)
+        (tmp_path/'refs(x).p').write_bytes(text)
+        return read_refs(tmp_path/'refs(x).p')[0].sentences[0].raw
+    assert read(rb'caf\xc3\xa9', rb'\xff') == read(rb'caf\xe9') == 'café' and read(rb'\xe5\xb7\xa6') == '左'
 
 @pytest.mark.parametrize('text', HALVES, ids=ascii)
 def test_half_characters_in_predictions(tmp_path, text):

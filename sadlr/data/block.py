@@ -16,7 +16,7 @@ from typing import NamedTuple
 import msgspec, numpy as np, torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, TfmdDL
-from fastai.data.transforms import IndexSplitter, ItemGetter
+from fastai.data.transforms import CategoryMap, IndexSplitter, ItemGetter
 from fastai.imports import Transform, dispatch
 from fastai.torch_core import TensorBase, TensorImage, TensorMask, TitledStr
 from fastai.vision.data import get_grid
@@ -98,7 +98,7 @@ class ReadImage(Field):
 
 class ReadMask(Field):
     "The mask of a sample as a `TensorReferMask` (S, S) of 0 and 1"
-    vocab = [['background', 'object']] # what the numbers mean, as fastai asks for it: a list for each target
+    vocab = CategoryMap(['background', 'object'], sort=False) # what the numbers mean, as fastai asks for it
     def __init__(self, img_size:int):
         super().__init__(2)
         self.img_size = img_size
@@ -118,7 +118,7 @@ class Tokenize(Transform):
     train_setup = False # set up with the samples of all splits
     def __init__(self, tokenizer):
         super().__init__()
-        self.tokenizer, self.known, self.table = tokenizer, {}, None
+        self.tokenizer, self.known, self.table = load_tokenizer(tokenizer), {}, None
 
     def setups(self, dataset):
         phrases = _phrases(dataset.items)
@@ -177,7 +177,7 @@ class _PlainErrors(TfmdDL):
 
 # %% ../../nbs/12_data.block.ipynb #7f5e899d
 class ByImage(_PlainErrors):
-    "Its random order keeps the samples of an image together; its draws depend on the epoch and the sample alone"
+    "Its random order keeps the samples of an image together; its draws are by the sample and, in training, the epoch"
     epoch_seed = 0
     def new(self, dataset=None, cls=None, **kwargs):
         if dataset is not None and len(dataset): check_words(_phrases(dataset.items), self.tokenizer)
@@ -189,7 +189,7 @@ class ByImage(_PlainErrors):
 
     def do_item(self, i): # neither the process that loads an item nor the item before it plays a part
         state = random.getstate()
-        random.seed(f'{self.epoch_seed} {i}')
+        random.seed(f'{self.epoch_seed} {i}' if self.shuffle else 0) # in order, the same whenever it is asked
         try: return super().do_item(i)
         finally: random.setstate(state)
 
@@ -201,7 +201,7 @@ class ByImage(_PlainErrors):
 
 # %% ../../nbs/12_data.block.ipynb #d95ca09f
 def refer_block(
-    tokenizer,                            # of `transformers`
+    tokenizer,                            # of `transformers`, its hub name or folder
     img_size:int,                         # S, side of the square in pixels, a multiple of 4 (the model's first stride)
     splitter=None,                        # which samples are for training, which for validation; None: a random fifth
     preprocessing:Preprocessing=IMAGENET, # of the backbone

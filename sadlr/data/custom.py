@@ -11,6 +11,7 @@ __all__ = ['mask_rle', 'polygon_parts', 'check_splits', 'write_refer', 'deal_spl
 import io, json, os, pickle, shutil, tempfile, warnings
 from collections import defaultdict
 from collections.abc import Iterable
+from numbers import Number
 from pathlib import Path
 from typing import TypedDict
 import msgspec, numpy as np, pandas as pd
@@ -40,6 +41,8 @@ def mask_rle(
     width:int,                # W
 ) -> dict:                    # RLE with counts as str
     "The pixels of a mask as run lengths; a ValueError where it is none, or not of this photo"
+    if not isinstance(mask, (str, Path, np.ndarray)):
+        raise ValueError(f'the mask is no path and no array but of type {type(mask).__name__}')
     name = 'the mask' if isinstance(mask, np.ndarray) else str(mask)
     if not isinstance(mask, np.ndarray) or mask.ndim == 3 and mask.dtype == np.uint8 and mask.shape[2] in (2, 3, 4):
         try:
@@ -119,8 +122,8 @@ def write_refer(
 ) -> Refer:
     "Write REFER's files and the photos, and read them"
     for name in dataset, split_by:
-        if not name or set('/,*') & set(name):
-            raise ValueError(f"{name!r} is no name: it is empty or holds '/', ',' or '*'")
+        if phrase_fault(name) or set('/,*\0') & set(name):
+            raise ValueError(f"{name!r} is no name: it is empty or no text, or holds '/', ',' or '*'")
     target = Path(root)/dataset
     if target.exists(): raise FileExistsError(f'{target} is there: choose another name or remove it')
     for what, records in dict(image=images, annotation=annotations, category=categories).items():
@@ -202,7 +205,8 @@ def read_row(
     image, phrase, mask, polygon = (_cell(row, name) for name in ('image', 'phrase', 'mask', 'polygon'))
     if image is None: raise ValueError('there is no image')
     if not isinstance(image, (str, Path)): raise ValueError(f'the image is no path but of type {type(image).__name__}')
-    if fault := phrase_fault('' if phrase is None else str(phrase)): raise ValueError(f'the phrase {fault}')
+    phrase = '' if phrase is None else str(phrase) if isinstance(phrase, Number) else phrase
+    if fault := phrase_fault(phrase): raise ValueError(f'the phrase {fault}')
     if (mask is None) == (polygon is None): raise ValueError("it takes either a 'mask' or a 'polygon'")
     if not isinstance(mask, (str, Path, np.ndarray, type(None))):
         raise ValueError(f'the mask is no path and no array but of type {type(mask).__name__}')
@@ -210,7 +214,7 @@ def read_row(
     if path not in sizes: sizes[path] = open_image(path).size[::-1]
     if polygon is not None: segmentation = polygon_parts(polygon, *sizes[path])
     else: segmentation = mask_rle(mask if isinstance(mask, np.ndarray) else folder/mask, *sizes[path])
-    return path, str(phrase).strip(), segmentation, union_rle(segmentation, *sizes[path])
+    return path, phrase.strip(), segmentation, union_rle(segmentation, *sizes[path])
 
 # %% ../../nbs/15_data.custom.ipynb #3e82455a
 def _annotation(id, image_id, segmentation, rle):

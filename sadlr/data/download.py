@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['DOWNLOADS', 'BLOCK', 'N_IMAGES', 'Download', 'receive', 'complete', 'fetch', 'unpack', 'is_there', 'by_hand',
-           'get_data', 'ref_problems', 'check_partition', 'check_image', 'check_images', 'image_sizes', 'misplaced',
-           'check_data']
+           'get_data', 'ref_problems', 'same_photos', 'check_partition', 'check_image', 'check_images', 'image_sizes',
+           'misplaced', 'check_data']
 
 # %% ../../nbs/14_data.download.ipynb #545e9c44
 import os, re, shutil, time, zlib
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,8 @@ from pycocotools import mask as coco_mask
 from requests.adapters import HTTPAdapter
 from tqdm.auto import tqdm
 from urllib3.util import Retry
-from .refer import IMAGE_PLACES, PARTITIONS, Ref, Refer, elsewhere, look_alikes, partitions_in
+from .joint import image_names
+from .refer import IMAGE_PLACES, PARTITIONS, Ref, Refer, elsewhere, look_alikes, partitions_in, quoted
 from ..files import sha256
 from ..preprocess import check_size, phrase_fault
 
@@ -226,6 +228,18 @@ def ref_problems(
     except ValueError as error: yield str(error)
 
 # %% ../../nbs/14_data.download.ipynb #508ddd02
+def same_photos(
+    refer:Refer
+): # lines
+    "Images of different splits that are one photo under two ids"
+    splits, first = defaultdict(set), {}
+    for ref in refer.refs(): splits[ref.image_id].add(ref.split)
+    for (_, i), names in image_names([refer]).items():
+        others = {j for name in names if splits[j := first.setdefault(name, i)] != splits[i]}
+        for j in sorted(others)[:1]:
+            there, here = (quoted(sorted(splits[k])) for k in (j, i))
+            yield f'images {j} and {i} are one photo, once in {there} and once in {here}'
+
 def check_partition(
     root:str|Path,
     dataset:str,
@@ -242,7 +256,7 @@ def check_partition(
             if n not in (None, found): wrong.append(f'{refer.name} {split}: {found} {what} and not {n}')
     for ref in refer.refs():
         wrong += [f'{refer.name}, ref {ref.ref_id}: {problem}' for problem in ref_problems(refer, ref)]
-    return refer, wrong
+    return refer, wrong + [f'{refer.name}: {problem}' for problem in same_photos(refer)]
 
 # %% ../../nbs/14_data.download.ipynb #9570cc05
 def check_image(

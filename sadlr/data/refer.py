@@ -10,11 +10,12 @@ __all__ = ['PARTITIONS', 'ID', 'WIDTHS', 'ARGUMENTS', 'PREFIXES', 'PUT', 'LONG_B
            'count_refs', 'elsewhere']
 
 # %% ../../nbs/10_data.refer.ipynb #4e24402c
-import io, pickle, pickletools
+import codecs, io, pickle, pickletools
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
+from glob import escape
 from math import isfinite
 from pathlib import Path
 from typing import Annotated, TypedDict
@@ -82,7 +83,7 @@ class Packed(Sequence):
     def __len__(self): return len(self.rows)
 
     def __getitem__(self, i):
-        if isinstance(i, (slice, list, np.ndarray)): # a part of the sequence, of the same block
+        if isinstance(i, slice) or np.ndim(i): # a part of the sequence, of the same block
             part = copy(self)
             part.rows = self.rows[i]
             return part
@@ -113,9 +114,11 @@ def packed(objects:Iterable, kind:type) -> Packed:
     return Packed(map(msgspec.msgpack.encode, objects), partial(msgspec.msgpack.decode, type=kind))
 
 # %% ../../nbs/10_data.refer.ipynb #a688980c
+codecs.register_error('sadlr.latin1', lambda error: (error.object[error.start:error.end].decode('latin1'), error.end))
+
 class PlainUnpickler(pickle.Unpickler):
     "Reads lists, dicts, strings, bytes and numbers, and nothing that would have to be imported"
-    def __init__(self, file): super().__init__(file, encoding='latin1')
+    def __init__(self, file): super().__init__(file, encoding='utf-8', errors='sadlr.latin1')
 
     def find_class(self, module, name):
         raise pickle.UnpicklingError(f'it asks to import {module}.{name}, and a refs file holds only plain data')
@@ -240,13 +243,15 @@ def look_alikes(
     "What lies there instead of a refs file, and what to do about it"
     folder, inside = root/dataset, sorted(root.iterdir()) if root.is_dir() else []
     if dataset and folder.is_dir():
-        names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in ('.p', '.json', '.pkl', '.pickle'))
+        kinds = '.p', '.json', '.pkl', '.pickle'
+        names = sorted(p.name for p in folder.iterdir() if p.suffix.lower() in kinds or 'refs' in p.name.lower())
         there = f'only {quoted(names)}' if names else 'nothing of the kind'
         return f'; {folder} holds {there}, and REFER\'s files are refs(<partition>).p, a pickle, and instances.json'
     if any('refs(' in p.name and p.is_file() for p in inside):
         own = root.resolve()
         return f"; {root} is the folder of one data set: the root is {own.parent}, the data set {own.name!r}"
-    if dataset and (same := [p.name for p in inside if p.name.lower() == dataset.lower()]):
+    if dataset and folder.is_file(): return f'; {folder} is a file, and a data set is a folder'
+    if dataset and (same := [p.name for p in inside if p.name.lower() == dataset.lower() and p.is_dir()]):
         return f"; there is a folder {same[0]!r}, and capitals count: ask for it by that name, or rename it"
     if deeper := [p for p in inside if any((p/dataset).glob('refs(*).p' if dataset else '*/refs(*).p'))]:
         return f'; it lies one level deeper: the root is {deeper[0]}'
@@ -303,7 +308,7 @@ def read_instances(
 ) -> Instances:
     "All images, annotations and categories; whatever is wrong with the file becomes a ValueError that names it"
     if not path.is_file():
-        others = sorted(p.name for p in path.parent.glob('*.json'))
+        others = sorted(p.name for p in path.parent.glob('*') if p.suffix == '.json' or 'instances' in p.name.lower())
         raise FileNotFoundError(f'{path} is missing' + (f'; beside it there is {quoted(others)}' if others else ''))
     found = read_json(path, Instances, 'is not a COCO file')
     try:
@@ -400,6 +405,8 @@ def elsewhere(
     name:str # of an image that is not where it should be
 ) -> str:    # begins with '; ', or nothing
     "Where the image lies instead, and what to do about it"
+    alike = sorted(p.name for p in refer.images.glob(f'{escape(Path(name).stem)}.*'))
+    if alike: return f'; it is there as {quoted(alike)}'
     places = [p for place in refer._places for p in (place, *place.glob('*/')) if (p/name).is_file()]
     return f'; it lies in {places[0]}: move the images to {refer.images}, or read with images=that' if places else ''
 

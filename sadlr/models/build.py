@@ -34,6 +34,7 @@ from .refine import ClassifierHead, SADLRHead, object_logits
 from .swin import SIZES
 from .timm_encoder import TimmEncoder
 from .vlt import VLT
+from ..files import read_json
 from ..preprocess import (IMAGENET, Preprocessing, check_words, image_tensor, load_pretrained, load_tokenizer,
                               open_image, tokenize)
 
@@ -136,6 +137,7 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
     ):
         "Rebuild a saved model; strict, in eval mode"
         folder = Path(folder_or_hub_id)
+        if folder.is_file(): raise FileNotFoundError(f'{folder} is a file: name its folder, {folder.parent}?')
         if not folder.is_dir():
             try: folder = Path(snapshot_download(str(folder_or_hub_id), **hub_options))
             except (OSError, HFValidationError) as e:
@@ -257,8 +259,7 @@ def read_config(
     path:Path, # config.json
 ) -> dict:     # options of `create_model`
     "The configuration of a saved model"
-    try: config = json.loads(path.read_text(encoding='utf-8-sig'))
-    except (ValueError, RecursionError) as e: raise ValueError(f'{path} was not read, is it cut short? {e}') from e
+    config = read_json(path, what='was not read, is it cut short?')
     if not isinstance(config, dict) or not {'encoder', 'head_options'} <= config.keys():
         raise ValueError(f'{path} does not describe a model of sadlr')
     _check_numbers(config, path)
@@ -307,7 +308,10 @@ def load_folder(
     "Rebuild a saved model, strictly"
     path, weights = folder/'config.json', folder/'model.safetensors'
     for file in (path, weights):
-        if not file.is_file(): raise FileNotFoundError(f'{file} is missing: is this a saved model?')
+        if file.is_file(): continue
+        run = (folder/'model'/file.name).is_file()
+        told = f'the model of this run is {folder}/model' if run else 'is this a saved model?'
+        raise FileNotFoundError(f'{file} is missing: {told}')
     config = read_config(path)
     if config['encoder'] is None and encoder is None:
         raise ValueError(f'{folder} was saved with an encoder of your own: pass it as encoder=')
