@@ -158,15 +158,15 @@ def test_no_text_encoder(kind):
     with pytest.raises(ValueError) as error: create_language('auto', 60, model_type=kind, **small.get(kind, {}))
     assert '\n' not in str(error.value) and kind in str(error.value)
 
-@pytest.mark.parametrize('kind, more', [('aimv2_text_model', 1), ('mobilebert', 1), ('convbert', 0), ('roberta', 0)])
+@pytest.mark.parametrize('kind, more', [('aimv2_text_model', 1), ('mobilebert', 1), ('roberta', 0)])
 def test_a_row_without_padding_is_read_as_one_with_it(kind, more):
     "AIMv2 looks both ways where nothing is masked, MobileBERT sees the next word's place: both get a column of padding"
     if kind not in CONFIG_MAPPING: pytest.skip('this transformers has none')
-    options = dict(mobilebert=dict(num_hidden_layers=2), convbert=USUAL | dict(embedding_size=32)).get(kind, USUAL)
+    options = dict(num_hidden_layers=2) if kind == 'mobilebert' else USUAL
     encoder = TextEncoder(60, model_type=kind, **options).eval()
     token_ids, mask, words = trial(encoder)
     with torch.no_grad(): alone = encoder(token_ids[1:, :6], mask[1:, :6])[0]
-    assert encoder.more == more and (words[1, :6] - alone).abs().max() < (.05 if kind == 'convbert' else 1e-4)
+    assert encoder.more == more and (words[1, :6] - alone).abs().max() < 1e-4
 
 def test_words_that_no_padding_leaves_alone(monkeypatch):
     def forward(self, ids, mask): return mask.float().mean(1)[:, None, None].expand(*ids.shape, 3)
