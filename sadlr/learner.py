@@ -84,13 +84,13 @@ class TorchOptimizer(OptimWrapper):
     def hypers(self): return [{k: v for k, v in group.items() if v is not None} for group in super().hypers]
 
 class WithoutGraph(Callback):
-    "Leave out the graph that fastai's `TensorBoardCallback` draws by default, which takes one input; refuse mixtures"
+    "Leave out the graph that fastai's `TensorBoardCallback` draws by default, which takes one input; refuse MixUp"
     order = Recorder.order # before it
     def before_fit(self):
         for cb in self.learn.cbs:
             if 'trace_model' in vars(cb): cb.trace_model = False
             if isinstance(cb, MixHandler):
-                raise ValueError(f'cbs: leave {type(cb).__name__} out, no phrase and no mask fits a mixture of two photos')
+                raise ValueError(f'cbs: leave {type(cb).__name__} out, no phrase fits a mixture of two photos')
 
 # %% ../nbs/40_learner.ipynb #c35b3d48
 PRECISIONS = 'fp32', 'bf16', 'fp16'
