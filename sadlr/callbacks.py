@@ -203,8 +203,8 @@ def say(self:EpochLines,
     seconds, left = time.time() - self.recorder.start_epoch, self.n_epoch - self.epoch - 1
     rate = self.seen*(num_distrib() or 1)/self.seconds
     memory = peak_memory(next(self.model.parameters()).device)/2**30
-    told = '; '.join(filter(None, [', '.join(self.scores(log)), format_time(seconds)]))
-    print(f'epoch {self.epoch + 1} of {self.n_epoch}: {told}, '
+    scores = ', '.join(self.scores(log)) or 'no scores'
+    print(f'epoch {self.epoch + 1} of {self.n_epoch}: {scores}; {format_time(seconds)}, '
           f'{rate:.{0 if rate >= 10 else 1}f} samples/s, {format_time(seconds*left)} left, '
           f'peak {memory:.2f} GiB', flush=True)
 

@@ -30,7 +30,7 @@ from .data.block import refer_dataloaders, refer_samples
 from .data.refer import Refer
 from .data.shapes import make_shapes
 from .evaluate import evaluate, read_published
-from .files import read_json, replace_file, writing
+from .files import read_json, replace_file, write_file, writing
 from .learner import refer_learner
 from .models.build import ReferSegmenter, create_model
 
@@ -159,9 +159,7 @@ def check_recipe(
     path.parent.mkdir(parents=True, exist_ok=True)
     facts = dict(recipe=asdict(recipe), versions={name: version(name) for name in used}, device=device,
                  cores=os.cpu_count(), threads=torch.get_num_threads())
-    with writing(new := path.with_suffix('.json.new')):
-        new.write_text(json.dumps(facts, indent=2) + '\n')
-        replace_file(new, record)
+    write_file(record, (json.dumps(facts, indent=2) + '\n').encode())
 
 # %% ../nbs/46_experiments.ipynb #5bf1d891
 def missing_runs(
@@ -195,7 +193,7 @@ def run_table(
         except FloatingPointError as e: # what fastai says of the callback stands before it
             raise FloatingPointError(f'{name}, seed {seed}: ' + str(e).rpartition('\n\t')[-1]) from e
         rows = [dict(system=name, seed=seed) | row | dict(seconds=round(seconds)) for row in score_system(model, refer)]
-        model.save_pretrained(out/name/str(seed))
+        with writing(out/name/str(seed)): model.save_pretrained(out/name/str(seed))
         add_run(path, rows)
         print(f"{name}, seed {seed}: {seconds:.0f} s, oIoU {rows[rows[0]['trained'] - 1]['oIoU']:.1f}", flush=True)
     return read_results(path)

@@ -12,6 +12,7 @@ from functools import partial
 import numpy as np
 import torch
 from fastai.callback.core import Callback
+from fastai.callback.mixup import MixHandler
 from fastai.callback.schedule import ParamScheduler
 from fastai.data.core import DataLoaders
 from fastai.learner import Learner, Recorder
@@ -89,11 +90,13 @@ class RecordedLoss(Callback):
     def after_loss(self): self.learn.loss = self.loss.float()
 
 class WithoutGraph(Callback):
-    "Leave out the graph that fastai's `TensorBoardCallback` draws by default, which takes one input"
+    "Leave out the graph that fastai's `TensorBoardCallback` draws by default, which takes one input; refuse MixUp"
     order = Recorder.order # before it
     def before_fit(self):
         for cb in self.learn.cbs:
             if 'trace_model' in vars(cb): cb.trace_model = False
+            if isinstance(cb, MixHandler):
+                raise ValueError(f'cbs: leave {type(cb).__name__} out, no phrase fits a mixture of two photos')
 
 # %% ../nbs/40_learner.ipynb #c35b3d48
 PRECISIONS = 'fp32', 'bf16', 'fp16'
@@ -114,7 +117,7 @@ def refer_learner(
     "A `Learner` that trains as the paper does (section 4.2)"
     if precision not in PRECISIONS: raise ValueError(f'precision={precision!r}: choose one of {PRECISIONS}')
     given = getattr(dls, 'preprocessing', IMAGENET)
-    if (wanted := getattr(model, 'preprocessing', given)) != given:
+    if (wanted := getattr(bare_model(model), 'preprocessing', given)) != given:
         raise ValueError(f'the loaders make photos by {given}, the model wants {wanted}: pass '
                          'preprocessing=model.preprocessing to refer_dataloaders')
     own = L(EpochLines(), SkippedEpochs(), RecordedLoss(), WithoutGraph(), PolySchedule(parts=parts))

@@ -19,7 +19,7 @@ from pycocotools import mask as coco_mask
 from .data.block import refer_samples
 from .data.refer import ID, RLE, Ref, Refer, union_rle
 from .evaluate import predict_masks
-from .files import read_json
+from .files import read_json, write_file, writing
 from .metrics import named_protocol, summarise
 from .models.build import ReferSegmenter
 from .preprocess import square_mask
@@ -67,6 +67,9 @@ def save_predictions(
     path, lines = Path(path), []
     if path.exists(): raise FileExistsError(f'{path} exists: choose another name or remove it')
     if not path.parent.is_dir(): raise FileNotFoundError(f'there is no folder {path.parent} to write {path.name} into')
+    with writing(trial := path.with_name(f'{path.name}.new')): # a folder that takes no file is an error now
+        trial.touch()
+        trial.unlink()
     for split in splits:
         asked = ((ref, s.sent_id) for ref in refer.refs(split) for s in ref.sentences)
         found = predict_masks(model, refer_samples(refer, split, sentence), bs, num_workers, progress, protocol)
@@ -74,7 +77,7 @@ def save_predictions(
             facts = ref.ref_id, ref.ann_id, ref.image_id, refer.dataset, refer.split_by, split
             lines += [msgspec.json.encode(Prediction(sent_id, to_rle(mask), iteration, *facts))
                       for iteration, mask in enumerate(masks.cpu().numpy(), 1)]
-    path.write_bytes(b'[\n' + b',\n'.join(lines) + b'\n]\n')
+    write_file(path, b'[\n' + b',\n'.join(lines) + b'\n]\n')
 
 # %% ../nbs/45_predictions.ipynb #678c852c
 def _some(ids): return f'{len(ids)} (sent_id {", ".join(map(str, sorted(ids)[:5]))}{", ..." if len(ids) > 5 else ""})'

@@ -211,6 +211,8 @@ def test_a_learner_refuses_other_pixels(refer):
         refer_learner(loaders, small(tokenizer=dls.tokenizer))
     assert complaint(refer_learner, dls, small(tokenizer=dls.tokenizer, preprocessing=IMAGENET._replace(
         interpolation='bicubic')))
+    around = torch.nn.Sequential(halves) # as wrappers do it
+    assert 'pass preprocessing=model.preprocessing' in complaint(refer_learner, dls, around)
     its = refer_dataloaders(refer, dls.tokenizer, 32, 2, num_workers=0, device='cpu', preprocessing=halves.preprocessing)
     refer_learner(its, halves)
     assert 'pass preprocessing=model.preprocessing' in complaint(refer_learner, its, small(tokenizer=dls.tokenizer))

@@ -159,6 +159,22 @@ def test_no_text_encoder(kind):
     with pytest.raises(ValueError) as error: create_language('auto', 60, model_type=kind, **small.get(kind, {}))
     assert '\n' not in str(error.value) and kind in str(error.value)
 
+@pytest.mark.parametrize('kind, more', [('aimv2_text_model', 1), ('mobilebert', 1), ('roberta', 0)])
+def test_a_row_without_padding_is_read_as_one_with_it(kind, more):
+    "AIMv2 looks both ways where nothing is masked, MobileBERT sees the next word's place: both get a column of padding"
+    if kind not in CONFIG_MAPPING: pytest.skip('this transformers has none')
+    options = dict(num_hidden_layers=2) if kind == 'mobilebert' else USUAL
+    encoder = TextEncoder(60, model_type=kind, **options).eval()
+    token_ids, mask, words = trial(encoder)
+    with torch.no_grad(): alone = encoder(token_ids[1:, :6], mask[1:, :6])[0]
+    assert encoder.more == more and (words[1, :6] - alone).abs().max() < 1e-4
+
+def test_words_that_no_padding_leaves_alone(monkeypatch):
+    def forward(self, ids, mask): return mask.float().mean(1)[:, None, None].expand(*ids.shape, 3)
+    monkeypatch.setattr(TextEncoder, 'forward', forward)
+    with pytest.raises(ValueError, match="'roberta' is no text encoder.*its words depend on the padding"):
+        TextEncoder(60, model_type='roberta', **USUAL)
+
 @pytest.mark.parametrize('language, options, told', [
     ('bert', dict(hiden_size=32), 'hidden_size'), ('bert', dict(dim=32), "'dim'"), ('gru', dict(dims=32), 'dims'),
     ('auto', dict(model_type='roberta', num_hiden_layers=2), 'num_hidden_layers'),

@@ -1,5 +1,5 @@
 "Two runs in a folder, full disks, signals, damaged folders, numbers that are none: one line each, and nothing is lost"
-import errno, os, shutil, signal, subprocess, sys, time
+import errno, json, os, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from fastai.callback.core import Callback
@@ -214,6 +214,56 @@ def test_folder_that_cannot_be_opened(tmp_path, monkeypatch):
     checkpoint.save_state({'a': 1}, tmp_path/'state.pt')
     assert load_state(tmp_path/'state.pt') == {'a': 1}
 
+def test_a_file_in_the_way_is_named(tmp_path):
+    (tmp_path/'model').touch()
+    with pytest.raises(files.NotWritten, match=f'^{tmp_path}/model was not written: File exists'):
+        with files.writing(tmp_path/'model.new'): (tmp_path/'model').mkdir()
+    (tmp_path/'x.json').mkdir()
+    with pytest.raises(files.NotWritten, match=f'^{tmp_path}/x.json was not written: Is a directory'):
+        files.write_file(tmp_path/'x.json', b'1')
+    assert not list(tmp_path.glob('*.new'))
+
+def command_told(monkeypatch, name, *words):
+    "The one line with which a command ends in this process; None where it ends well"
+    monkeypatch.setattr(sys, 'argv', [f'/usr/bin/{name}', *map(str, words)])
+    try: getattr(cli, name)()
+    except SystemExit as end: return end.code
+
+@pytest.mark.parametrize('number', [errno.ENOSPC, errno.EROFS])
+def test_answers_on_a_full_disk(home, tmp_path, monkeypatch, number):
+    "Pictures and predictions: one line with the name, what was there stays, no half file"
+    photo, picture, masks = home/'data/shapes/images/000000.png', tmp_path/'x.png', tmp_path/'x.json'
+    picture.write_bytes(b'old')
+    predict = 'sadlr_predict', photo, 'the star', '--model', home/'start', '--out'
+    evaluate = 'sadlr_evaluate', '--root', home/'data', '--model', home/'start', '--save', masks
+    with monkeypatch.context() as m:
+        m.setattr(os, 'fsync', Disk(number).refuse)
+        for line, file in ((predict + (picture,), picture), (evaluate, masks)):
+            assert command_told(m, *line).startswith(f'{line[0]}: {file}.new was not written: {os.strerror(number)}')
+    assert os.listdir(tmp_path) == ['x.png'] and picture.read_bytes() == b'old'
+    monkeypatch.setattr(Path, 'touch', Disk(number).refuse)
+    monkeypatch.setattr(cli.ReferSegmenter, 'forward', None) # it is known before any question is asked
+    assert f'{masks}.new was not written' in command_told(monkeypatch, *evaluate)
+
+def test_pictures_that_cannot_be_meant(home, tmp_path, monkeypatch):
+    "The photo itself is not overwritten; a name that says no format is refused before the model is read"
+    photo = Path(shutil.copy(home/'data/shapes/images/000000.png', tmp_path))
+    before = photo.read_bytes()
+    monkeypatch.chdir(tmp_path)
+    line = 'sadlr_predict', photo, 'the star', '--model', home/'start', '--out'
+    def predict(out): return command_told(monkeypatch, *line, out)
+    for out in photo, '000000.png', f'{tmp_path}/../{tmp_path.name}/000000.png': assert 'is the photo itself' in predict(out)
+    assert photo.read_bytes() == before
+    monkeypatch.setattr(cli, 'load_model', None)
+    for out in 'x', 'x.xyz', 'x.json', 'x.psd', tmp_path: assert f'out={out}: no picture' in predict(out)
+
+def test_output_that_goes_nowhere(home, monkeypatch):
+    "A full disk below the log, or nobody who reads the pipe: what is wrong, and how to go on"
+    for number in errno.ENOSPC, errno.EPIPE:
+        monkeypatch.setattr(cli, 'print', Disk(number).refuse, raising=False)
+        said = told(*words_of(home/f'nowhere {number}'))
+        assert f'what it prints or records was not written: {os.strerror(number)}; no state is in' in said
+
 # --- 4, 5: damaged folders
 
 def without(*keys):
@@ -253,6 +303,7 @@ def test_state_of_something_else(folder, name):
     assert f'{folder}/state.pt' in said and ('holds no state' in said or 'is of another training' in said), said
 
 SETTINGS = ['[]', '{}', 'null', '3', '{"options": null}', '{"options": []}', '{"options": {}}', '{"options": "x"}', '',
+            '{"options": {"lr": 0.001}}',
             '{"opt', '['*10**5, b'\xff\xfe', None]
 
 @pytest.mark.parametrize('text', SETTINGS, ids=lambda text: repr(text)[:20])
@@ -286,6 +337,18 @@ def test_damaged_model(folder, damage):
     shutil.rmtree(folder/'model')
     train(folder, resume=True)
     assert history(folder) == history(folder.parent/'whole')
+
+def test_state_that_is_gone(folder):
+    "That is no run that has ended"
+    (folder/'state.pt').unlink()
+    said = told(*words_of(folder, '--resume'))
+    assert f'{folder}/state.pt is missing' in said and f'--start {folder}/model' in said
+
+def test_other_data_on_resume(folder):
+    settings = json.loads((folder/'settings.json').read_text())
+    settings['data']['train']['refs'] += 1
+    (folder/'settings.json').write_text(json.dumps(settings))
+    assert 'these are not the data' in told(*words_of(folder, '--resume'))
 
 def test_damages_that_do_not_matter(folder):
     "A mark at the start of settings.json is skipped; history.csv is written anew from the state"

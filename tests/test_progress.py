@@ -3,7 +3,8 @@ import os, re, shlex, subprocess, sys
 from functools import partial
 from pathlib import Path
 import pytest, torch
-from fastai.callback.core import Callback
+from fastai.callback.core import Callback, CancelTrainException, CancelValidException
+from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.progress import ShowGraphCallback
 from fastai.callback.tracker import EarlyStoppingCallback, SaveModelCallback
 from fastai.callback.training import GradientClip
@@ -149,6 +150,20 @@ def test_who_looks_at_the_model_sees_no_later_one(learner, tmp_path, stopped):
     second, again = fit('cut', resume=True)
     assert first + second == whole and len(first) == stopped
     assert all(torch.equal(again[name], kept[name]) for name in kept)
+
+@pytest.mark.parametrize('mix', [MixUp, CutMix])
+def test_mixtures_are_refused(learner, mix):
+    "Given to the learner or to the fit, by name, before a batch is read"
+    for fit in (lambda: learner(mix()).fit(1), lambda: learner().fit(1, cbs=mix())):
+        with pytest.raises(ValueError, match=f'leave {mix.__name__} out'): fit()
+
+def test_epoch_without_scores(learner, capsys):
+    "Both phases were cut short"
+    class Cut(Callback):
+        order = 100
+        def after_batch(self): raise CancelTrainException if self.training else CancelValidException
+    learner(Cut()).fit(1)
+    assert 'epoch 1 of 1: no scores; ' in capsys.readouterr().out
 
 @pytest.mark.parametrize('names, told', {
     'no.such.Callback': "No module named 'no'", 'fastai.callback.core.Nothing': "no attribute 'Nothing'",

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest, torch
 from forked import command, forked
 from safetensors.torch import load_file
-from sadlr import checkpoint, cli
+from sadlr import checkpoint, cli, files
 from sadlr.data.shapes import make_shapes
 from sadlr.models.build import create_model
 from sadlr.preprocess import word_tokenizer
@@ -37,7 +37,7 @@ def write_half(state, path):
 torch_save = torch.save
 MOMENTS = { # where the process is killed: object, function, at which call, what it still does
     'in the second epoch': (torch.optim.AdamW, 'step', 13, kill),
-    'while the settings are written': (cli, 'replace_file', 1, kill),
+    'while the settings are written': (files, 'replace_file', 1, kill),
     'while the state is written': (torch, 'save', 4, write_half),
     'between the state and the model of an epoch': (checkpoint, 'save_scored', 1, kill),
     'between the files of the model': (checkpoint, 'replace_file', 6, kill),

@@ -219,6 +219,7 @@ def _load_text_model(source, options):
 # %% ../../nbs/20_models.language.ipynb #db55d2ee
 class TextEncoder(nn.Module):
     "Words in context by any text encoder of `transformers`: the last hidden state of each token, zero at the padding"
+    more = 0 # columns of padding added to every row, for models that read a row without any in another way
     def __init__(self,
         vocab_size:int=30522,          # tokens of the vocabulary; with a `source`, that decides
         source:str|Path|None=None,     # trained weights: a name on the Hugging Face hub or a local folder
@@ -252,13 +253,19 @@ class TextEncoder(nn.Module):
         token_ids:Tensor,  # (B, N) int64
         token_mask:Tensor, # (B, N) True where there is a token
     ) -> Tensor:           # (B, N, D) word features
-        _check_length(self.model.config, token_ids.shape[1])
-        mask = token_mask.bool()
-        ids = token_ids.masked_fill(~mask, self.pad_id) # a few models, such as MobileBERT, see the id after a word
+        ids, mask = (nn.functional.pad(x, (0, self.more)) for x in (token_ids, token_mask.bool()))
+        _check_length(self.model.config, ids.shape[1])
+        ids = ids.masked_fill(~mask, self.pad_id) # a few models, such as MobileBERT, see the id after a word
         words = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-        return words.masked_fill(~mask[..., None], 0)
+        return words.masked_fill(~mask[..., None], 0)[:, :token_ids.shape[1]]
 
 # %% ../../nbs/20_models.language.ipynb #e3cca485
+def _padding_matters(encoder, ids):
+    "Whether words change by more than the noise of 16 bits where padding follows them"
+    n = (ids.shape[1] + 1)//2
+    alone, padded = encoder(ids[:, :n], torch.ones(1, n)), encoder(ids, torch.arange(ids.shape[1])[None] < n)[:, :n]
+    return (padded - alone).abs().max() > max(.015, 8*torch.finfo(alone.dtype).eps)*alone.abs().max()
+
 @patch
 @torch.no_grad()
 def _try(self:TextEncoder) -> int: # D
@@ -268,9 +275,12 @@ def _try(self:TextEncoder) -> int: # D
     most = getattr(config, 'max_position_embeddings', None) or MAX_WORDS
     ids = torch.arange(min(MAX_WORDS, most) if most > 0 else MAX_WORDS)[None] % config.vocab_size
     try:
-        shape = self.eval()(ids, torch.ones_like(ids)).shape
-        fault = '' if shape[:-1] == ids.shape else f'it gives {tuple(shape)} for {tuple(ids.shape)}'
+        shape, fault = self.eval()(ids, torch.ones_like(ids)).shape, ''
         if 'attention_mask' not in signature(self.model.forward).parameters: fault = 'it takes no attention_mask'
+        elif shape[:-1] != ids.shape: fault = f'it gives {tuple(shape)} for {tuple(ids.shape)}'
+        elif _padding_matters(self, ids):
+            self.more = 1
+            if _padding_matters(self, ids[:, 1:]): fault = 'its words depend on the padding'
     except Exception as error: fault = ' '.join(str(error).split()) or type(error).__name__
     self.train(training)
     if fault: raise ValueError(f'{config.model_type!r} {_NO_ENCODER} ({fault})')
