@@ -108,7 +108,7 @@ def refer_learner(
     "A `Learner` that trains as the paper does (section 4.2)"
     if precision not in PRECISIONS: raise ValueError(f'precision={precision!r}: choose one of {PRECISIONS}')
     given = getattr(dls, 'preprocessing', IMAGENET)
-    if (wanted := getattr(model, 'preprocessing', given)) != given:
+    if (wanted := getattr(bare_model(model), 'preprocessing', given)) != given:
         raise ValueError(f'the loaders make photos by {given}, the model wants {wanted}: pass '
                          'preprocessing=model.preprocessing to refer_dataloaders')
     own = L(EpochLines(), SkippedEpochs(), WithoutGraph(), PolySchedule(parts=parts))
