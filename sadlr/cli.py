@@ -17,7 +17,6 @@ import ast
 import errno
 import io
 import json
-import math
 import os
 import platform
 import re
@@ -73,7 +72,7 @@ from fastai.torch_core import default_device, set_seed
 from fastcore.foundation import L
 from fastcore.script import anno_parser, bool_arg
 from fastprogress.fastprogress import format_time
-from filelock import FileLock, Timeout
+from filelock import Timeout
 from PIL import Image
 
 from .callbacks import CHECKPOINTED, AuxiliaryLoss, on_screen, precision_trouble, supervised_maps
@@ -86,7 +85,7 @@ from .data.shapes import make_shapes
 from .distributed import distributed, launched
 from .evaluate import evaluate, published, read_published, shuffle_phrases
 from .experiments import Recipe, run_table, summarise_table, tables
-from .files import NotWritten, read_json, write_file, writing
+from .files import NotWritten, file_lock, read_json, write_file, writing
 from .learner import PRECISIONS, refer_learner
 from .losses import IterativeCrossEntropy, IterativeDiceLoss
 from .metrics import named_protocol
@@ -448,17 +447,15 @@ def own_folder(
     out:Path, # of a run; made where it is missing, and removed again if it stays empty
 ):
     "Keep the folder for this process, or raise a BlockingIOError where another has it"
-    made, lock = not out.exists(), FileLock(out/'lock')
+    made, lock = not out.exists(), out/'lock'
     out.mkdir(parents=True, exist_ok=True)
-    try: lock.acquire(timeout=0)
+    try:
+        with file_lock(lock, timeout=0):
+            try: yield
+            finally:
+                with suppress(OSError): lock.unlink(missing_ok=True) # while it is still held
     except Timeout: raise BlockingIOError(f'{out} is in use by another training: choose another --out') from None
-    except (OSError, NotImplementedError) as error:
-        if getattr(error, 'errno', errno.ENOSYS) not in (errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP, errno.EINVAL): raise
-        print(f'{out} cannot be locked ({one_line(error)}): see to it that no other training writes there')
-    try: yield
     finally:
-        with suppress(OSError): (out/'lock').unlink(missing_ok=True) # while it is still held
-        lock.release()
         with suppress(OSError): made and out.rmdir() # if nothing was written
 
 def check_folder(

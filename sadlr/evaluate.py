@@ -23,7 +23,7 @@ from .callbacks import on_screen
 from .data.block import Sample, refer_block
 from .metrics import IoURecord, named_protocol
 from .models.build import ReferSegmenter
-from .models.refine import object_logits
+from .models.refine import check_scores, object_logits
 from .preprocess import IMAGENET
 
 # %% ../nbs/41_evaluate.ipynb #c7b2bcab
@@ -39,7 +39,8 @@ def evaluation_loader(
 ) -> TfmdDL:                  # batches (image, token_ids), mask
     "The samples in their order, as the model reads them"
     if not samples: raise ValueError('there is no sample to evaluate on')
-    block = refer_block(model.tokenizer, model.config['img_size'], all_of, getattr(model, 'preprocessing', IMAGENET))
+    bare = next((m for m in model.modules() if isinstance(m, ReferSegmenter)), model) # it may be wrapped
+    block = refer_block(bare.tokenizer, bare.config['img_size'], all_of, getattr(bare, 'preprocessing', IMAGENET))
     return block.dataloaders(samples, bs=bs, num_workers=num_workers, device=next(model.parameters()).device).valid
 
 # %% ../nbs/41_evaluate.ipynb #f9fff819
@@ -59,7 +60,8 @@ def predict_masks(
     try:
         for batch in progress_bar(loader, leave=False) if progress and on_screen() else loader:
             image, token_ids, squares = (part.as_subclass(Tensor) for part in batch)
-            for scores, square, sample in zip(model(image, token_ids), squares, remaining):
+            check_scores(answers := model(image, token_ids))
+            for scores, square, sample in zip(answers, squares, remaining):
                 truth = torch.as_tensor(coco_mask.decode(sample.rle)) if rules.original_size else square
                 yield object_logits(scores[None], truth.shape)[0] > limit, truth.bool().to(scores.device)
     finally: model.train(was_training)

@@ -22,7 +22,6 @@ import pandas as pd
 import torch
 from fastai.callback.core import Callback, CancelValidException
 from fastai.torch_core import default_device, set_seed
-from filelock import FileLock
 from matplotlib.figure import Figure
 
 from .checkpoint import OnlyFinite
@@ -30,7 +29,7 @@ from .data.block import refer_dataloaders, refer_samples
 from .data.refer import Refer
 from .data.shapes import make_shapes
 from .evaluate import evaluate, read_published
-from .files import read_json, replace_file, write_file, writing
+from .files import file_lock, read_json, replace_file, write_file, writing
 from .learner import refer_learner
 from .models.build import ReferSegmenter, create_model
 
@@ -134,7 +133,7 @@ def add_run(
     rows:list[dict], # of one run
 ):
     "Add a run that is not there yet; the file is replaced as a whole, so that a run is in it or is not"
-    with FileLock(path.with_suffix('.lock')):
+    with file_lock(path.with_suffix('.lock')):
         results, run = read_results(path), pd.DataFrame(rows).round(4)
         if ((results.system == run.system[0]) & (results.seed == run.seed[0])).any(): return
         with writing(new := path.with_suffix('.new')):

@@ -15,14 +15,13 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import torch
 from PIL import Image
-from torch import nn
 
 from .models.build import ReferSegmenter
 from .models.dynamic_conv import DynamicConv
 from .models.language import masked_mean
 from .models.lavt import PWAM
-from .models.refine import SADLRHead, object_logits
-from .preprocess import image_tensor, open_image, square_pixels, tokenize
+from .models.refine import SADLRHead, check_scores, object_logits
+from .preprocess import check_words, image_tensor, open_image, square_pixels, tokenize
 
 # %% ../nbs/48_explain.ipynb #5c6cbe38
 class Call(NamedTuple):
@@ -120,6 +119,7 @@ def trace(
     if model.tokenizer is None: raise ValueError('this model has no tokenizer: pass tokenizer= to create_model')
     phrases, image = [phrase] if isinstance(phrase, str) else list(phrase), open_image(image)
     token_ids, token_mask = tokenize(phrases, model.tokenizer)
+    check_words(phrases, model.tokenizer)
     size, device, was_training = model.config['img_size'], next(model.parameters()).device, model.training
     pixels = image_tensor(image, size, model.preprocessing).to(device).expand(len(phrases), -1, -1, -1)
     fusions, layers = _parts(model.encoder, PWAM), _parts(model.head, DynamicConv)
@@ -128,6 +128,7 @@ def trace(
     with record_calls([model.language, model.encoder, *fusions, *layers, *inside]) as calls:
         try: scores = model.eval()(pixels, token_ids.to(device))
         finally: model.train(was_training)
+    check_scores(scores)
     words, features = (calls[part][0].output for part in (model.language, model.encoder))
     masks = (object_logits(scores, (size, size)) > 0).cpu().numpy()
     square = square_pixels(image, size, interpolation=model.preprocessing.interpolation).permute(1, 2, 0).numpy()

@@ -8,7 +8,7 @@ __all__ = ['SPECIAL_TOKENS', 'MAX_WORDS', 'IMAGENET', 'phrase_fault', 'word_toke
            'Preprocessing', 'image_tensor']
 
 # %% ../nbs/06_preprocess.ipynb #0545d1c8
-import os, re, unicodedata, warnings
+import json, os, re, unicodedata, warnings
 from collections import Counter
 from functools import cache
 from io import BytesIO, TextIOBase
@@ -135,9 +135,16 @@ def tokenize(
 # %% ../nbs/06_preprocess.ipynb #5e0c11d2
 _OF_WORDS = 'Lu', 'Ll', 'Lt', 'Lm', 'Lo', 'Nd', 'Nl', 'No', 'So' # letters, numbers and pictures, but no punctuation
 
+def _unknown_ids(tokenizer):
+    "Ids that stand for no word: of special tokens, and that of unknown words where only its model knows of it"
+    ids, backend = {*tokenizer.all_special_ids}, getattr(tokenizer, 'backend_tokenizer', None)
+    if backend is None or tokenizer.unk_token is not None: return ids
+    if not isinstance(backend.model, models.Unigram): return ids | {backend.token_to_id(backend.model.unk_token or '')}
+    return ids | {json.loads(backend.to_str())['model']['unk_id']} # it tells that in no other way
+
 def _count_words(phrases, tokenizer):
     "How often each word stands in `phrases`, all words and those that the tokenizer does not know"
-    words, unknown, special = Counter(), Counter(), {*tokenizer.all_special_ids}
+    words, unknown, special = Counter(), Counter(), _unknown_ids(tokenizer)
     chunks = Counter(chunk for phrase in phrases for chunk in phrase.split())
     encoded = tokenizer([*chunks], add_special_tokens=False)
     for i, (chunk, n) in enumerate(chunks.items()):
@@ -262,6 +269,7 @@ def _shallow(image):
     kind = {((32,), (1,)): np.uint32, ((16,), (2,)): np.int16}.get((tags.get(258), tags.get(339, (1,))))
     if deep.dtype == np.int32 and kind: deep = deep.astype(kind) # PIL has one type for whole numbers of any kind
     picture, clear = _from_array(deep, _range_said(tags)), image.info.get('transparency')
+    if tags.get(262) == 0: picture = ImageOps.invert(picture) # PIL does that for 8 bits alone
     if clear is not None:
         opaque = (deep != np.array(clear)).reshape(*deep.shape[:2], -1).any(2)
         picture.putalpha(Image.fromarray(opaque))

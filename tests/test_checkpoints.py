@@ -7,7 +7,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from torch import nn
-from sadlr.models.build import ReferSegmenter, create_model
+from sadlr.models.build import ReferSegmenter, create_model, load_strictly
 from sadlr.models.lavt_ris import PREFIXES, load_lavt_ris
 from sadlr.preprocess import word_tokenizer
 
@@ -342,6 +342,43 @@ def test_numbers_that_cannot_be(folder, change, name):
     path = folder/'config.json'
     path.write_text(path.read_text().rstrip().removesuffix('}') + f', {change}}}')
     refused(folder, str(path), name)
+
+class Own(torch.nn.Module):
+    "An encoder of one's own; `how` two of its tensors share their numbers"
+    channels = 8
+    def __init__(self, how='parameter'):
+        super().__init__()
+        self.conv, self.other = (torch.nn.Conv2d(3, 8, 4, 4) for _ in range(2))
+        if how == 'parameter': self.other.weight = torch.nn.Parameter(self.conv.weight.data)
+        if how == 'module': self.other = self.conv
+        if how == 'part': self.register_buffer('part', self.conv.weight.data[2:5])
+    def forward(self, image, words, token_mask): return self.conv(image)
+
+@pytest.mark.parametrize('how', ['parameter', 'module', 'part'])
+def test_tensors_that_share_their_numbers_are_saved(tmp_path, how):
+    model = create_model(Own(how), 'classifier', 'nano', 32, language='gru', language_options=dict(vocab_size=9))
+    model.save_pretrained(tmp_path)
+    assert same(model, ReferSegmenter.from_pretrained(tmp_path, Own(how)))
+
+@pytest.mark.parametrize('wrap', [
+    torch.compile, torch.nn.DataParallel, lambda m: torch.compile(torch.nn.DataParallel(m))])
+def test_a_model_of_wrapped_parts_loads_as_one_of_plain_parts(tmp_path, wrap):
+    options = dict(size='nano', img_size=32, language='gru', language_options=dict(vocab_size=9))
+    model, plain = create_model(**options), create_model(**options)
+    plain.load_state_dict(model.state_dict())
+    model.head.iterations = 5
+    model.language, model.encoder, model.head = map(wrap, (model.language, model.encoder, model.head))
+    model.save_pretrained(tmp_path)
+    found = ReferSegmenter.from_pretrained(tmp_path)
+    assert same(plain, found) and found.head.iterations == 5
+    load_strictly(model, plain.state_dict(), 'it')
+
+def test_an_encoder_of_ones_own_and_options_of_another(tmp_path):
+    with pytest.raises(ValueError, match='encoder_options=.*: leave them out, Own is built'):
+        create_model(Own(), 'classifier', 'nano', 32, language='gru', encoder_options=dict(depths=(1, 1)))
+    create_model('lavt', 'classifier', 'nano', 32, language='gru').save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="the encoder 'lavt': leave encoder= out"):
+        ReferSegmenter.from_pretrained(tmp_path, Own())
 
 def test_a_byte_order_mark_is_skipped(folder, model):
     path = folder/'config.json'

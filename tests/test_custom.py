@@ -1,6 +1,5 @@
 "Data of one's own: photos as cameras write them, faults while writing, and a training on the result"
 import json, os, shutil, sys
-from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
 from pycocotools import mask as coco_mask

@@ -6,7 +6,7 @@ import numpy as np, pytest, torch
 from jupyter_client.manager import start_new_kernel
 from PIL import Image
 from sadlr.data.shapes import draw_scene
-from sadlr.demo import MAX_PHRASES, SIDE, demo, draw_example, read_upload
+from sadlr.demo import MAX_PHRASES, demo, draw_example, read_upload
 from sadlr.models.build import create_model
 from sadlr.preprocess import word_tokenizer
 

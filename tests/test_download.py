@@ -1,5 +1,5 @@
 "Downloads from mirrors that drop, cut, mix up and refuse, and folders that are not whole"
-import hashlib, json, os, pickle, sys, threading, time, zipfile
+import hashlib, json, pickle, sys, threading, time, zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
@@ -8,7 +8,7 @@ from forked import forked
 from PIL import Image
 from sadlr import cli
 from sadlr.data import download
-from sadlr.data.download import BLOCK, DOWNLOADS, Download, check_data, fetch, get_data, unpack
+from sadlr.data.download import BLOCK, DOWNLOADS, Download, fetch, get_data, unpack
 from sadlr.data.refer import PARTITIONS
 from sadlr.data.shapes import make_shapes
 

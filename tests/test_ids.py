@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from sadlr import cli
-from sadlr.data.custom import refer_from_coco, write_refer
+from sadlr.data.custom import refer_from_coco, refer_from_table, write_refer
 from sadlr.data.download import check_data
 from sadlr.data.refer import Refer
 
@@ -119,3 +119,31 @@ def test_repeated_ids_given_to_write_refer(tmp_path, what):
     repeat(records[what], 1, 0)
     with pytest.raises(ValueError, match=f'^{what} {records[what][0]["id"]} stands twice'):
         write_refer(tmp_path, 'new', 'own', records['image'], [], records['annotation'], {}, {}, records['category'])
+
+@pytest.mark.parametrize('names, told', [
+    (['a.jpg', 'b.jpg', 'a.jpg'], "2 images have the file_name 'a.jpg'"),
+    (['a.jpg', 'A.JPG', 'c'], '2 images have the file_name'),
+    (['../a.jpg', 'b', 'c'], 'no plain name'), (['s/a.jpg', 'b', 'c'], 'no plain name'), (['', 'b', 'c'], 'no plain name')])
+def test_photos_of_one_name_do_not_write_over_each_other(tmp_path, names, told):
+    "A photo is linked into the data set: what is written into its name is written into the user's own file"
+    write(tmp_path, *contents(), 'source')
+    _, instances = contents(3)
+    photos = [tmp_path/'source/images'/f'{i}.jpg' for i in range(3)]
+    images = [i | dict(file_name=n) for i, n in zip(instances['images'], names)]
+    before = [p.read_bytes() for p in photos]
+    with pytest.raises(ValueError, match=told):
+        write_refer(tmp_path, 'new', 'own', images, photos, instances['annotations'], {100: ['x']}, {0: 'train'}, [])
+    assert [p.read_bytes() for p in photos] == before and not (tmp_path/'new').exists()
+
+@pytest.mark.parametrize('phrases, splits, told', [
+    ({7: ['x']}, {0: 'train'}, 'phrases for annotation 7'), ({'100': ['x']}, {0: 'train'}, "phrases for annotation '100'"),
+    ({100: 'x'}, {0: 'train'}, 'not a list'), ({101: ['x']}, {0: 'train'}, 'image 1 is in no split')])
+def test_ids_that_lead_nowhere(tmp_path, phrases, splits, told):
+    _, instances = contents(3)
+    with pytest.raises(ValueError, match=told):
+        write_refer(tmp_path, 'new', 'own', instances['images'], [], instances['annotations'], phrases, splits, [])
+
+@pytest.mark.parametrize('name', ['Split', ' split', 'Mask'])
+def test_a_column_that_would_not_be_read(tmp_path, name):
+    with pytest.raises(ValueError, match=f"the column '{name}' would not be read"):
+        refer_from_table([{'image': 'a.png', 'phrase': 'x', 'polygon': '', name: 'train'}], tmp_path, 'new')

@@ -1,5 +1,6 @@
 "Pictures and phrases of every kind that users hand in: what is right, or one line"
 import io, os, signal, struct, warnings, zlib
+from functools import partial
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from fastai.interpret import ClassificationInterpretation, Interpretation
@@ -12,11 +13,14 @@ from sadlr.cli import check_settings, start_model, train_settings
 from sadlr.data.block import Normalise, ReadImage, Sample, refer_block, refer_dataloaders, refer_samples
 from sadlr.data.shapes import make_shapes
 from sadlr.demo import demo
+from sadlr.evaluate import evaluate
+from sadlr.explain import trace
 from sadlr.learner import refer_learner
 from sadlr.losses import IterativeCrossEntropy, IterativeDiceLoss
 from sadlr.models.build import ReferSegmenter, bundled, create_model
 from sadlr.preprocess import (IMAGENET, Preprocessing, check_words, image_tensor, load_tokenizer, open_image,
                               phrase_fault, square_pixels, tokenize, unknown_words, word_tokenizer)
+from sadlr.visualize import overlay
 
 RAMP = np.arange(256).reshape(16, 16)            # every byte once
 SCENE = np.random.default_rng(0).integers(0, 256, (12, 20, 3), dtype=np.uint8)
@@ -51,11 +55,11 @@ def png(values, colour, transparent=None):
     key = chunk(b'tRNS', np.array(transparent).astype('>u2').tobytes()) if transparent else b''
     return b'\x89PNG\r\n\x1a\n' + chunk(b'IHDR', header) + key + chunk(b'IDAT', zlib.compress(lines)) + chunk(b'IEND', b'')
 
-def tiff(values, bits, kind=1, order='<', white=None):
+def tiff(values, bits, kind=1, order='<', white=None, photometric=1):
     "A TIFF; `kind` 1 unsigned, 2 signed, 3 with a fraction; `white` MaxSampleValue"
     data = values if isinstance(values, bytes) else values.astype(values.dtype.newbyteorder(order)).tobytes()
     n = 3 if not isinstance(values, bytes) and values.ndim == 3 else 1
-    tags = {256: [16], 257: [16], 258: [bits]*n, 259: [1], 262: [2 if n == 3 else 1], 273: [0], 277: [n], 278: [16],
+    tags = {256: [16], 257: [16], 258: [bits]*n, 259: [1], 262: [2 if n == 3 else photometric], 273: [0], 277: [n], 278: [16],
             279: [len(data)], 339: [kind]*n} | ({281: [white]*n} if white else {})
     start, extra, entries = 8 + 2 + 12*len(tags) + 4, b'', []
     for tag, value in sorted(tags.items()):
@@ -109,6 +113,12 @@ def test_deep_tiffs(values, bits, kind, white, order):
     seen = grey(tiff(values, bits, kind, order, white)).ravel()
     assert (np.diff(seen) >= 0).all() and seen[0] == 0 and seen[-1] >= 128
     if values.dtype != np.int32: assert abs(seen - RAMP.ravel()).max() <= 1
+
+def test_a_tiff_whose_smallest_number_is_white():
+    "PhotometricInterpretation 0, which PIL minds for 8 bits alone"
+    for values, bits, kind in (RAMP.astype(np.uint8), 8, 1), (RAMP.astype(np.uint16)*257, 16, 1), (
+            (RAMP/255).astype(np.float32), 32, 3):
+        assert abs(grey(tiff(values, bits, kind, photometric=0)) - (255 - RAMP)).max() <= 1
 
 def test_the_file_says_what_white_is():
     assert grey(tiff(RAMP.astype(np.uint16)*2, 16, white=1023)).max() == 510*256//1024
@@ -337,6 +347,46 @@ def sentencepiece():
         unk_token='<unk>', eos_token='</s>')
     return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token='<unk>', eos_token='</s>')
 
+@pytest.mark.parametrize('pieces', [
+    models.WordLevel({'[UNK]': 0, 'red': 1}, unk_token='[UNK]'),
+    models.WordPiece({'[UNK]': 0, 'red': 1}, unk_token='[UNK]'),
+    models.BPE({'[UNK]': 0, 'red': 1}, [], unk_token='[UNK]'), models.Unigram([('[UNK]', -9.), ('red', -1.)], 0)])
+def test_an_unknown_word_that_only_the_model_of_a_tokenizer_knows_of(pieces):
+    "`unk_token` was not handed to `PreTrainedTokenizerFast`"
+    tokenizer = Tokenizer(pieces)
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=tokenizer, pad_token='[PAD]')
+    assert unknown_words('red roundel', tokenizer)[-1] == 'roundel'
+    with pytest.raises(ValueError, match='none of the words'): check_words('azure tile', tokenizer)
+
+def test_every_way_to_ask_looks_at_the_words(model):
+    image, none = SCENE, 'none of the words'
+    for ask in model.segment, partial(trace, model):
+        with pytest.raises(ValueError, match=none): ask(image, 'crimson roundel')
+
+def test_a_tokenizer_of_another_model():
+    "One line for ids that the language encoder does not have"
+    model = bundled()
+    model.tokenizer = word_tokenizer([f'w{i}' for i in range(300)])
+    with pytest.raises(ValueError, match='the id 304, which the language encoder'): model.segment(SCENE, 'w99')
+
+@pytest.mark.parametrize('value', [float('nan'), float('inf')])
+def test_scores_that_are_no_numbers_are_no_empty_mask(refer, value):
+    model = bundled()
+    with torch.no_grad(): next(model.head.parameters()).fill_(value)
+    samples = refer_samples(refer, 'val')[:2]
+    for ask in model.segment, partial(trace, model):
+        with pytest.raises(ValueError, match='not all finite'): ask(SCENE, 'red square')
+    with pytest.raises(ValueError, match='not all finite'): evaluate(model, samples, progress=False)
+
+def test_an_option_that_no_loader_has(refer):
+    with pytest.raises(TypeError, match="no option 'shufle'"): refer_dataloaders(refer, img_size=32, shufle=False)
+    assert refer_dataloaders(refer, img_size=32, shuffle=False, val_shuffle=True, val_bs=3, num_workers=0).valid.bs == 3
+
+@pytest.mark.parametrize('kind, times', [(np.uint16, 257), (np.int64, 1), (float, 1)])
+def test_overlay_of_what_is_neither_bytes_nor_shares(kind, times):
+    with pytest.raises(ValueError, match='open_image'): overlay(SCENE.astype(kind)*times, np.zeros((12, 20), bool))
+
 def test_words_of_tokenizers_of_pieces():
     assert check_words('crimson roundel 左 🐕', gpt2()) == 0 # of bytes: nothing is unknown
     assert unknown_words('red 左 star', sentencepiece()) == ['左']
@@ -487,7 +537,7 @@ def test_preprocessing_of_loaders(refer):
     def first(**options):
         loaders = refer_dataloaders(refer, img_size=16, bs=4, num_workers=0, device='cpu', **options)
         return loaders, loaders.valid.one_batch()
-    (plain, batch), (same, again) = first(), first(preprocessing=IMAGENET)
+    (plain, batch), (_, again) = first(), first(preprocessing=IMAGENET)
     assert plain.preprocessing == IMAGENET and all(torch.equal(a, b) for a, b in zip(batch, again))
     for one in dict(mean=(.5, .4, .3)), dict(std=(.5, .5, .25)), dict(interpolation='bicubic'):
         changed = IMAGENET._replace(**one)

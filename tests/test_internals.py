@@ -1,4 +1,5 @@
 "What we rest on in other libraries beyond their documents: a release that changes it fails here by name"
+from copy import deepcopy
 from inspect import signature
 import pytest, torch
 from fastai.callback.core import Callback, CancelEpochException
@@ -15,11 +16,38 @@ from sadlr.profile import inference_memory, training_memory
 
 def export(encoder, *inputs): torch.export.export(encoder, inputs)
 
+def load(encoder, *inputs):
+    "Other weights, and a pass before them"
+    with torch.no_grad():
+        before = encoder(*inputs)
+        state = encoder.state_dict().items()
+        encoder.load_state_dict({name: t*.5 if t.is_floating_point() else t for name, t in state})
+        assert not torch.equal(encoder(*inputs), before)
+    vars(encoder)['expected'] = deepcopy(encoder).train().eval()(*inputs) # timm forgets by `train`
+
 def infer(encoder, *inputs):
     with torch.inference_mode(): encoder(*inputs)
 
 def fake(encoder, *inputs):
     with FakeTensorMode(allow_non_fake_inputs=True): encoder(*inputs)
+
+@pytest.mark.parametrize('world', [export, infer, fake, load])
+def test_no_tensor_outlives_its_world_in_timms_own_caches(world):
+    "LeViT, EfficientFormer and TinyViT keep the biases of their attention by device"
+    options = dict(backbone='levit_128s', fusion_heads=1)
+    model = create_model('timm', 'classifier', 'nano', 64, language='gru', encoder_options=options).encoder.eval()
+    inputs = torch.randn(1, 3, 64, 64), torch.randn(1, 6, 64), torch.ones(1, 6, dtype=torch.bool)
+    world(model, *inputs)
+    y = model(*inputs)
+    y.square().mean().backward()
+    assert type(y) is torch.Tensor and torch.equal(y, vars(model).get('expected', y))
+    assert all(p.grad is not None for name, p in model.named_parameters() if 'attention_biases' in name)
+
+def test_a_whole_model_is_exported():
+    model = create_model(size='nano', img_size=32, language_options=dict(vocab_size=9)).eval()
+    inputs = torch.randn(2, 3, 32, 32), torch.tensor([[2, 7, 3, 0], [2, 5, 0, 0]])
+    exported = torch.export.export(model, inputs).module()
+    torch.testing.assert_close(exported(*inputs), model(*inputs))
 
 @pytest.mark.parametrize('encoder, world, side', [ # a size of its own each, so that nothing has been made for it before
     ('lavt', export, 64), ('lavt', infer, 72), ('lavt', fake, 80), ('vlt', export, 96), ('lts', export, 104), ('timm', export, 56)])

@@ -1,5 +1,5 @@
 "Folders and files that look almost right: the message says what is there, what is missing and what to do"
-import json, os, pickle, shutil
+import json, pickle, shutil
 from pathlib import Path
 import pytest
 from PIL import Image

@@ -2,7 +2,6 @@
 import io, json, os, random, sys
 from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
-from pathlib import Path
 import pytest, torch
 from sadlr import cli
 from sadlr.cli import train_settings

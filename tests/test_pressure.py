@@ -71,11 +71,14 @@ def test_one_run_in_a_folder(home):
 
 def test_where_nothing_can_be_locked(tmp_path, monkeypatch, capsys):
     "A network share without locks: it is said, and the training goes on"
-    def refuse(number): monkeypatch.setattr(cli.FileLock, 'acquire', Disk(number).refuse)
+    def refuse(number): monkeypatch.setattr(files.FileLock, 'acquire', Disk(number).refuse)
     for number in errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP:
         refuse(number)
         with cli.own_folder(tmp_path/'run'): (tmp_path/'run'/'file').touch()
         assert 'cannot be locked' in capsys.readouterr().out
+        experiments.add_run(tmp_path/'runs.csv', [dict(system='a', seed=number, iteration=1, trained=1)])
+        assert 'cannot be locked' in capsys.readouterr().out
+    assert len(experiments.read_results(tmp_path/'runs.csv')) == 3
     refuse(errno.EACCES)
     with pytest.raises(PermissionError):
         with cli.own_folder(tmp_path/'run'): pass

@@ -19,7 +19,7 @@ from sadlr.data.block import refer_dataloaders, refer_samples
 from sadlr.data.shapes import make_shapes
 from sadlr.evaluate import evaluate
 from sadlr.learner import param_groups, refer_learner
-from sadlr.models.build import ReferSegmenter, create_model
+from sadlr.models.build import ReferSegmenter, bundled, create_model
 from sadlr.preprocess import word_tokenizer
 
 SIZES = dict(hidden_size=16, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16)
@@ -253,6 +253,16 @@ def test_compiled_model_trains_as_it_is(learner, home, tmp_path):
         kept = ReferSegmenter.from_pretrained(tmp_path/name/'model')
         runs.append((learn.recorder.values, scores, torch.cat([p.flatten() for p in kept.parameters()]).tolist()))
     assert runs[0] == runs[1]
+
+@pytest.mark.parametrize('wrap', [nn.DataParallel, AveragedModel])
+def test_scores_and_pixels_of_a_wrapped_model(home, wrap):
+    "What hides the attributes of a model hides neither its tokenizer nor the pixels it wants"
+    refer, model = make_shapes(home/'data', n_images=12), bundled()
+    samples = refer_samples(refer, 'val')
+    assert evaluate(wrap(model), samples, progress=False) == evaluate(model, samples, progress=False)
+    model.config['preprocessing'] = dict(mean=[.5]*3, std=[.5]*3)
+    dls = refer_dataloaders(refer, model.tokenizer, img_size=32, num_workers=0, device='cpu')
+    with pytest.raises(ValueError, match='preprocessing=model.preprocessing'): refer_learner(dls, wrap(model))
 
 def test_maps_of_a_wrapped_model():
     options = dict(encoder_options=dict(depths=(1, 1, 1)), language_options=SIZES | dict(vocab_size=20))

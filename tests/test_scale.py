@@ -1,7 +1,7 @@
 """A RefCOCO-sized set opens without an object for each of its records, in little memory, and workers share it
 
 By default a tenth of the size; all of it: SADLR_SHARE=1 pytest -s tests/test_scale.py (some minutes)"""
-import json, os, pickle, random, subprocess, sys, time
+import json, os, pickle, random, subprocess, sys
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 import numpy as np, psutil, pytest

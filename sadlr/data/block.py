@@ -10,12 +10,13 @@ __all__ = ['Sample', 'Samples', 'refer_samples', 'TensorReferMask', 'Field', 'Re
 # %% ../../nbs/12_data.block.ipynb #c7032602
 import random
 from collections import defaultdict
+from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
-import msgspec, numpy as np, torch
+import msgspec, torch
 from fastai.data.block import DataBlock, TransformBlock
-from fastai.data.core import DataLoaders, TfmdDL
+from fastai.data.core import DataLoaders, FilteredBase, TfmdDL
 from fastai.data.transforms import CategoryMap, IndexSplitter, ItemGetter
 from fastai.imports import Transform, dispatch
 from fastai.torch_core import TensorBase, TensorImage, TensorMask, TitledStr
@@ -262,6 +263,9 @@ def wandb_process(x:tuple, y:TensorReferMask, samples, outs, preds):
     return {'Sample results': _results_figure(x, y, samples, outs)}
 
 # %% ../../nbs/12_data.block.ipynb #9f4026f9
+_OPTIONS = {name.removeprefix('val_') for taking in (DataBlock.dataloaders, FilteredBase.dataloaders, TfmdDL)
+            for name in signature(taking).parameters} - {'self', 'source', 'dataset', 'kwargs'}
+
 def refer_dataloaders(
     refer:Refer,                          # or several data sets as one, a `sadlr.data.joint.Joint`
     tokenizer=None,                       # of `transformers`, its hub name or folder; None: the training words
@@ -273,6 +277,8 @@ def refer_dataloaders(
     **kwargs,                             # of fastai's `DataBlock.dataloaders`: `num_workers`, `device`, `val_bs`, ...
 ) -> DataLoaders:                         # has the attributes `tokenizer` and `preprocessing`
     "Training on a random sentence of each ref of 'train', validation on every sentence of `val`"
+    for name in kwargs: # fastai leaves those that it does not know unread
+        if name.removeprefix('val_') not in _OPTIONS: raise TypeError(f'refer_dataloaders takes no option {name!r}')
     train, valid = refer_samples(refer, 'train', sentence, draw=True), refer_samples(refer, val, sentence)
     tokenizer = load_tokenizer(tokenizer) if tokenizer else word_tokenizer([p for s in train for p in s.phrase])
     splitter = IndexSplitter(range(len(train), len(train) + len(valid)))

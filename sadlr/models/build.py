@@ -8,6 +8,8 @@ __all__ = ['ENCODERS', 'ENCODER_SIZES', 'HEADS', 'LANGUAGE_SIZES', 'BERT_OPTIONS
 
 # %% ../../nbs/29_models.build.ipynb #874a5881
 import json
+import re
+from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.resources import files
 from inspect import signature
@@ -30,7 +32,7 @@ from .cgan import CGANHead
 from .language import create_language
 from .lavt import LAVT
 from .lts import LTS
-from .refine import ClassifierHead, SADLRHead, object_logits
+from .refine import ClassifierHead, SADLRHead, check_scores, object_logits
 from .swin import SIZES
 from .timm_encoder import TimmEncoder
 from .vlt import VLT
@@ -45,6 +47,8 @@ class Segmentation(NamedTuple):
     iterations:np.ndarray # (n, H, W) bool, the mask of every iteration; the last one is `mask`
     scores:np.ndarray     # (n, H, W) float32, log-odds of the object; a mask is where they are positive.
                           # 4nHW bytes, 110 MB for a photo of 9 megapixels and n = 3: keep the masks alone of many
+
+_WRAPPERS = re.compile(r'(\b(module|_orig_mod)\.)+') # what `DataParallel` and `torch.compile` add to names
 
 def _tied_names(model):
     "Name of each tensor -> the first name of that very tensor: a T5 has its word vectors under two"
@@ -90,12 +94,16 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         token_ids:Tensor,            # (B, N) int64
         token_mask:Tensor|None=None, # (B, N) true for words; `None`: every id but the padding
     ) -> Tensor:                     # (B, n, 2, h, w) raw score maps
+        if token_mask is None and torch.compiler.is_compiling(): token_mask = token_ids != self.pad_id # of any content
         if token_mask is None:
             used = (token_ids != self.pad_id).any(0).nonzero() # no phrase of the batch needs the columns after them
             token_ids = token_ids[:, :used.max() + 1 if len(used) else 1]
             token_mask = token_ids != self.pad_id
         image = image.to(next(self.parameters()).dtype)
-        words = self.language(token_ids, token_mask)
+        try: words = self.language(token_ids, token_mask)
+        except IndexError as error: # of a CPU
+            raise ValueError(f'a token has the id {token_ids.max()}, which the language encoder does not know: the '
+                             'tokenizer is not the one that it was built for') from error
         try: return self.head(self.encoder(image, words, token_mask), words, token_mask)
         except (RuntimeError, ValueError) as error: # torch's own, and what a compiled model makes of it
             if 'Expected more than 1' not in str(error): raise
@@ -115,6 +123,7 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         pixels = square.expand(len(token_ids), -1, -1, -1)
         try: scores = self.eval()(pixels.to(device), token_ids.to(device))
         finally: self.train(was_training)
+        check_scores(scores)
         logits = object_logits(scores, image.size[::-1]).float().cpu().numpy()
         answers = [Segmentation(l[-1] > 0, l > 0, l) for l in logits]
         return answers[0] if isinstance(phrase, str) else answers
@@ -122,12 +131,16 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
     def _save_pretrained(self, folder:Path):
         "Write config.json, model.safetensors and the tokenizer's files, or its name while it has not been needed"
         config = {**self.config, 'head_options': {**self.config['head_options']}}
-        if isinstance(self.head, SADLRHead): config['head_options']['iterations'] = self.head.iterations
+        for head in self.head.modules(): # it may be wrapped
+            if isinstance(head, SADLRHead): config['head_options']['iterations'] = head.iterations
         if isinstance(self._tokenizer, (str, Path)): config['tokenizer'] = str(self._tokenizer)
         elif self._tokenizer is not None: self._tokenizer.save_pretrained(folder)
         (folder/'config.json').write_text(json.dumps(config, indent=2))
-        state, tied = self.state_dict(), _tied_names(self)
-        save_file({k: t.contiguous() for k, t in state.items() if tied[k] == k}, folder/'model.safetensors')
+        tied = _tied_names(self)
+        state = {_WRAPPERS.sub('', k): t for k, t in self.state_dict().items() if tied[k] == k}
+        places = Counter(t.untyped_storage().data_ptr() for t in state.values()) # a part of another is not the same
+        state = {k: t.clone() if places[t.untyped_storage().data_ptr()] > 1 else t for k, t in state.items()}
+        save_file({k: t.contiguous() for k, t in state.items()}, folder/'model.safetensors')
 
     @classmethod
     def from_pretrained(cls,
@@ -220,6 +233,8 @@ def create_model(
     words = create_language(language, source=source, **language_options)
     if language == 'auto': language_options = words.options
     elif source: language_options = {k: getattr(words.bert.config, k) for k in BERT_OPTIONS}
+    if name is None and encoder_options:
+        raise ValueError(f'encoder_options={encoder_options}: leave them out, {type(encoder).__name__} is built already')
     if name is None and not hasattr(encoder, 'channels'):
         raise ValueError(f'encoder={type(encoder).__name__}: it needs an attribute channels, the number of those of Y')
     if name:
@@ -290,7 +305,8 @@ def load_strictly(
     origin:Path|str,             # where they come from, for the message
 ):
     "Load tensors that fit exactly and hold finite numbers, or say in one line which do not"
-    tied = _tied_names(model)
+    plain, tied = {_WRAPPERS.sub('', name): name for name in model.state_dict()}, _tied_names(model)
+    tensors = {plain.get(_WRAPPERS.sub('', name), name): t for name, t in tensors.items()}
     given = {tied[name]: t for name, t in tensors.items() if name in tied}
     tensors = {name: given[first] for name, first in tied.items() if first in given} | tensors
     check_fit(model.state_dict(), tensors, origin)
@@ -313,6 +329,8 @@ def load_folder(
         told = f'the model of this run is {folder}/model' if run else 'is this a saved model?'
         raise FileNotFoundError(f'{file} is missing: {told}')
     config = read_config(path)
+    if config['encoder'] is not None and encoder is not None:
+        raise ValueError(f'{folder} was saved with the encoder {config["encoder"]!r}: leave encoder= out')
     if config['encoder'] is None and encoder is None:
         raise ValueError(f'{folder} was saved with an encoder of your own: pass it as encoder=')
     if (folder/'tokenizer_config.json').is_file(): # config.json is ours and says nothing of a tokenizer

@@ -18,7 +18,7 @@ from zipfile import ZipFile
 import torch
 from torch import Tensor
 
-from .build import ReferSegmenter, check_fit, create_model
+from .build import _WRAPPERS, ReferSegmenter, check_fit, create_model
 from .swin import SIZES
 
 # %% ../../nbs/30_models.lavt_ris.ipynb #161d234f
@@ -145,8 +145,6 @@ def listed(
     "The first five, and how many more"
     names = [str(name) for name in names]
     return (', '.join(names[:5]) or 'nothing') + (f' and {len(names)-5} more' if len(names) > 5 else '')
-
-_WRAPPERS = re.compile(r'(\b(module|_orig_mod)\.)+') # what `DataParallel` and `torch.compile` add to names
 
 def published_state(
     checkpoint, # what a file held

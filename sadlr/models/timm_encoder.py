@@ -103,6 +103,10 @@ def stages(self:TimmEncoder,
         native = ' x '.join(map(str, self.backbone.pretrained_cfg['input_size'][-2:]))
         raise ValueError(f'backbone={self.name!r} failed on images of {h} x {w} pixels; timm has it for {native} '
                          f'({why})') from error
+    finally:
+        for module in self.backbone.modules(): # of LeViT and others: tensors that are wrong after a trace or new weights
+            for name, kept in vars(module).items():
+                if name.endswith('_cache') and isinstance(kept, dict): kept.clear()
     channels_last = getattr(self.backbone, 'output_fmt', None) == Format.NHWC
     for i,fusion,norm in zip(self.used, self.fusions, self.norms):
         x = maps[i] if channels_last else maps[i].permute(0, 2, 3, 1)
