@@ -15,6 +15,7 @@ import re
 import shutil
 from collections import Counter
 from contextlib import contextmanager, suppress
+from math import isfinite
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +133,8 @@ def decode_text(
         raise ValueError(f'{told}: save it as UTF-8') from error
 
 # %% ../nbs/07_files.ipynb #a1d00c05
-_ODD = re.compile(rb'"(?:[^"\\]|\\.)*+"|-?\b(?:NaN|Infinity)\b', re.DOTALL)                 # a string, or no number
+_ODD = re.compile(rb'"(?:[^"\\]|\\.)*+"|-?\b(?:NaN|Infinity)\b|' # a string, no number, or one that may be too large
+                  rb'-?\d+(?:\.\d+)?[eE]\+?\d{3,}|(?<![.\d])-?\d{309,}(?:\.\d+)?', re.DOTALL)
 _HALF = re.compile(rb'\\u[dD][89abAB]..\\u[dD][c-fC-F]..|\\u[dD][89a-fA-F]..|\\.', re.DOTALL) # a pair, a half, another
 
 def _half(match):
@@ -141,15 +143,21 @@ def _half(match):
     try: return chr(int(text[2:], 16)).encode(errors='surrogatepass') if len(text) == 6 else text
     except ValueError: return text # no number
 
+def _known(match):
+    "A string without halves of characters, a number that a float can hold, or null"
+    if match[0][:1] == b'"': return _HALF.sub(_half, match[0])
+    return match[0] if isfinite(float(match[0])) else b'null'
+
 def _plain(data):
     "JSON without what only Python knows"
-    return _ODD.sub(lambda match: _HALF.sub(_half, match[0]) if match[0][:1] == b'"' else b'null', data)
+    return _ODD.sub(_known, data)
 
 def _decode(data, kind, **options):
     def decode(data): return msgspec.json.decode(data, type=kind, strict=False, **options)
     try: return decode(data)
-    except msgspec.ValidationError: raise
-    except msgspec.DecodeError: return decode(_plain(data))
+    except msgspec.DecodeError:
+        if (plain := _plain(data)) == data: raise
+        return decode(plain)
 
 class _Key:
     "A key that is equal to no other"

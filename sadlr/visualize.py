@@ -43,7 +43,7 @@ def overlay(
     if image.shape != (*mask.shape, 3):
         raise ValueError(f'a mask (H, W) needs an image (H, W, 3): the image is {image.shape}, the mask {mask.shape}')
     if image.dtype != np.uint8 and (image.dtype.kind != 'f' or not image.max(initial=0) < 2): # a filter may overshoot
-        raise ValueError(f'an image of {image.dtype} up to {image.max()} is neither of bytes nor of floats from 0 to 1: '
+        raise ValueError(f'an image of {image.dtype} up to {image.max()} has neither bytes nor floats from 0 to 1: '
                          'take np.asarray(open_image(...))')
     drawn = image/255 if image.dtype == np.uint8 else image.astype(float)
     drawn[mask] = (1-alpha)*drawn[mask] + alpha*np.array(to_rgb(color))

@@ -31,7 +31,7 @@ def read_settings(path):
 
 READERS = dict(
     config=(lambda: dict(encoder='lavt', head_options={}), read_config),
-    settings=(lambda: dict(options=dict(lr=1., out='é')), read_settings),
+    settings=(lambda: dict(options=dict(dataset='é', epochs=1, bs=2, lr=1., seed=0), data={}), read_settings),
     instances=(coco, lambda path: [(i['id'], i['file_name']) for i in read_instances(path).images]),
     predictions=(predictions, lambda path: [p.sent_id for p in read_predictions(path)]),
     phrases=(phrases, lambda path: read_phrases(path, range(3))), plain=(coco, read_json))
@@ -244,7 +244,8 @@ def test_tables_of_spreadsheets(tmp_path, sep, encoding, end):
     (b'image,phrase,polygon\na.png,it,"[0, 0]"\nb.png,it,left,"[0, 0]"\n', 'Expected 3 fields in line 3, saw 4'),
     (b'image,phrase,phrase\na.png,it,that\n', "the column 'phrase' stands twice"),
     (b'image,phrase\na.png,"it\n', 'EOF inside string'), (b'image,phrase\n', 'no rows'),
-    (b'Image,Phrase\na.png,it\n', "no column 'image'; there are Image, Phrase"), (b'\x00\x01\x02', 'no rows'),
+    (b'Image,Phrase\na.png,it\n', "'Image' would not be read: call it 'image'"),
+    (b'photo,phrase\na.png,it\n', "no column 'image'; there are photo, phrase"), (b'\x00\x01\x02', 'no rows'),
     (b'PK\x03\x04\x14\x00\x06\x00\x08\x00', '')])
 def test_tables_that_are_none(tmp_path, content, told):
     (tmp_path/'t.csv').write_bytes(content)

@@ -234,7 +234,8 @@ def create_model(
     if language == 'auto': language_options = words.options
     elif source: language_options = {k: getattr(words.bert.config, k) for k in BERT_OPTIONS}
     if name is None and encoder_options:
-        raise ValueError(f'encoder_options={encoder_options}: leave them out, {type(encoder).__name__} is built already')
+        built = type(encoder).__name__
+        raise ValueError(f'encoder_options={encoder_options}: leave them out, {built} is built already')
     if name is None and not hasattr(encoder, 'channels'):
         raise ValueError(f'encoder={type(encoder).__name__}: it needs an attribute channels, the number of those of Y')
     if name:

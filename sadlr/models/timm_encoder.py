@@ -104,7 +104,7 @@ def stages(self:TimmEncoder,
         raise ValueError(f'backbone={self.name!r} failed on images of {h} x {w} pixels; timm has it for {native} '
                          f'({why})') from error
     finally:
-        for module in self.backbone.modules(): # of LeViT and others: tensors that are wrong after a trace or new weights
+        for module in self.backbone.modules(): # LeViT's and others' tensors would be wrong after a trace or new weights
             for name, kept in vars(module).items():
                 if name.endswith('_cache') and isinstance(kept, dict): kept.clear()
     channels_last = getattr(self.backbone, 'output_fmt', None) == Format.NHWC
