@@ -732,6 +732,7 @@ def sadlr_predict(
     out:Path='overlay.png',        # picture to write: the photo with the mask over it
 ):
     "Find what a phrase names in a photo and write the photo with the mask over it"
+    out = Path(out)
     kind, photo = Image.registered_extensions().get(out.suffix.lower()), open_image(image)
     if kind not in Image.SAVE: raise ValueError(f'out={out}: no picture is written in files of that name, take OUT.png')
     if out.exists() and out.samefile(image): raise ValueError(f'out={out} is the photo itself: choose another name')
