@@ -27,8 +27,7 @@ def on_meta(*args, **kwargs):
 
 # Numbers that do not divide
 
-HEADS = dict(rexnet_100=1, rexnet_130=1, rexnet_150=1, rexnet_200=1, rexnet_300=1, csatv2=2, ecaresnet50d_pruned=1,
-             efficientnet_b1_pruned=1, efficientnet_b2_pruned=1, pnasnet5large=3, regnety_2560=1, tresnet_xl=1,
+HEADS = dict(rexnet_100=1, rexnet_130=1, rexnet_150=1, rexnet_200=1, rexnet_300=1, pnasnet5large=3, tresnet_xl=1,
              convnext_atto=4, resnet10t=4, vit_tiny_patch16_224=4, swin_tiny_patch4_window7_224=4, xcit_nano_12_p16_224=4)
 
 @pytest.mark.parametrize('name, most', HEADS.items())

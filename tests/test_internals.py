@@ -46,7 +46,7 @@ def test_no_tensor_outlives_its_world_in_timms_own_caches(world):
 def test_a_whole_model_is_exported():
     model = create_model(size='nano', img_size=32, language_options=dict(vocab_size=9)).eval()
     inputs = torch.randn(2, 3, 32, 32), torch.tensor([[2, 7, 3, 0], [2, 5, 0, 0]])
-    exported = torch.export.export(model, inputs).module()
+    exported = torch.export.export(model, inputs, strict=False).module() # the default since 2.7
     torch.testing.assert_close(exported(*inputs), model(*inputs))
 
 @pytest.mark.parametrize('encoder, world, side', [ # a size of its own each, so that nothing has been made for it before

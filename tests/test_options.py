@@ -156,7 +156,7 @@ WORDS = ['', ' ', '\t', 'NULL', '\u200b', '-1', '0', '1', '3', '20', '1e30', 'na
 LINES = dict(
     sadlr_predict=['data/shapes/images/000000.png', 'the star', '--model', 'sadlr'], sadlr_data=['check', 'data'],
     sadlr_experiment=['update', '--root', 'data'], sadlr_evaluate=['--model', 'sadlr'],
-    sadlr_train=['--n_images', '20', '--size', 'nano', '--out', 'fuzz'], sadlr_shapes=['--root', 'data'],
+    sadlr_train=['--n_images', '10', '--epochs', '1', '--size', 'nano', '--out', 'fuzz'], sadlr_shapes=['--root', 'data'],
     sadlr_profile=['--size', 'nano', '--passes', '0'])
 
 def mutated(line, options, draw):

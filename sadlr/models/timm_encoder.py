@@ -75,6 +75,9 @@ class TimmEncoder(nn.Module):
             raise ValueError(f'size={size!r}: choose one of {tuple(BACKBONES)}, or name a backbone=')
         self.name = backbone or BACKBONES[size]
         self.backbone = create_backbone(self.name, img_size, pretrained, **timm_options)
+        # LeViT and others keep tensors in dictionaries; they would be wrong after a trace or with new weights
+        self.caches = [(module, name) for module in self.backbone.modules() for name,kept in vars(module).items()
+                       if name.endswith('_cache') and isinstance(kept, dict)]
         info = self.backbone.feature_info
         self.used = [i for i,stride in enumerate(info.reduction()) if stride >= 4] # finer than Y is of no use
         if len(self.used) < 2:
@@ -104,9 +107,7 @@ def stages(self:TimmEncoder,
         raise ValueError(f'backbone={self.name!r} failed on images of {h} x {w} pixels; timm has it for {native} '
                          f'({why})') from error
     finally:
-        for module in self.backbone.modules(): # LeViT's and others' tensors would be wrong after a trace or new weights
-            for name, kept in vars(module).items():
-                if name.endswith('_cache') and isinstance(kept, dict): kept.clear()
+        for module,name in self.caches: getattr(module, name).clear()
     channels_last = getattr(self.backbone, 'output_fmt', None) == Format.NHWC
     for i,fusion,norm in zip(self.used, self.fusions, self.norms):
         x = maps[i] if channels_last else maps[i].permute(0, 2, 3, 1)
