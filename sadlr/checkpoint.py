@@ -235,7 +235,8 @@ def check_state(
             np.random.RandomState().set_state(one['numpy'])
             torch.Generator().set_state(one['torch'])
     except (ValueError, TypeError, RuntimeError) as error:
-        raise ValueError(f'{path} holds no state of a run ({error}): remove it to begin the run again') from error
+        told = f'{path} holds no state of a run ({error})'
+        raise ValueError(f'{told}: bring it back, or begin in another folder') from error
     return state
 
 # %% ../nbs/43_checkpoint.ipynb #344dbd48

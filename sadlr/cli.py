@@ -276,16 +276,18 @@ def check_idle(
         if (value := getattr(s, name)) not in (None, {}): raise ValueError(f'{name}={value!r}: leave it out, {why}')
 
 def check_parts(
-    name:str, # of the option
-    value,    # of JSON
+    name:str,    # of the option
+    value,       # of JSON
+    key:str='',  # that the value has in the option
 ):
     "Raise a ValueError for a number that no part of a model can have"
-    inside = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, (list, tuple)) else []
-    for key, one in inside:
-        check_parts(name, one)
-        if isinstance(one, bool) or not isinstance(one, (int, float)): continue
-        least = 0 if 'drop' in str(key) else 1e-9 # only a rate of dropout may be 0
-        if not least <= one <= 10_000: raise ValueError(f'{name}={value}: {key} is not between 0 and 10000')
+    if isinstance(value, dict):
+        for key, one in value.items(): check_parts(name, one, key)
+    elif isinstance(value, (list, tuple)):
+        for one in value: check_parts(name, one, key)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        least = -10_000 if key.endswith('indices') else int(key == 'channels') # `out_indices` count from the end, too
+        if not least <= value <= 10_000: raise ValueError(f'{name}: {key}={value} is not between {least} and 10000')
 
 def check_settings(
     s:SimpleNamespace, # of `train_settings`
@@ -471,7 +473,9 @@ def check_folder(
     if not (out/'iterations.png').exists(): # which comes before the state goes
         raise FileNotFoundError(f'{out}/state.pt is missing, so the run in {out} cannot go on: bring it back, or take '
                                 f'its best model so far, --start {out}/model --out OTHER')
-    print(f'the run in {out} has ended, its model is {out}/model; --start {out}/model --out OTHER trains it further')
+    if launched().is_main_process:
+        print(f'the run in {out} has ended, its model is {out}/model; '
+              f'--start {out}/model --out OTHER trains it further')
     return True
 
 # %% ../nbs/51_cli.ipynb #fa68fcec

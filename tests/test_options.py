@@ -4,7 +4,7 @@ from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
 import pytest, torch
 from sadlr import cli
-from sadlr.cli import train_settings
+from sadlr.cli import check_parts, train_settings
 from sadlr.data import shapes
 from sadlr.models.build import create_model
 from sadlr.preprocess import word_tokenizer
@@ -139,6 +139,12 @@ PARTS = ('{"channels": -1}', '{"channels": 0}', '{"channels": 1e30}', '{"channel
          '{"channels": 1.5}', '{"depths": [2]}', '{"depths": []}', '{"num_heads": [0, 0, 0, 0]}', '{"window_size": 0}',
          '{"fusion_heads": 0}', '{"embed_dim": null}', '{"depths": [[-1]]}', '{"pretrained": true}', '{"": 1}',
          '['*10**5)
+
+def test_numbers_of_parts():
+    "Zero and places counted from the end are numbers that backbones take"
+    check_parts('encoder_options', dict(out_indices=[-2, -1], init_values=0, drop_rate=0., stem={'chs': [0, 32]}))
+    with pytest.raises(ValueError, match=r'^encoder_options: heads=-1 is not between 0 and 10000$'):
+        check_parts('encoder_options', dict(heads=[2, -1]))
 
 @pytest.mark.parametrize('option', PARTS, ids=lambda text: text[:24])
 def test_parts_that_cannot_be_built(shell, option):
