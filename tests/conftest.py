@@ -1,11 +1,15 @@
 "What all tests share"
 from functools import partial
 import pytest
-from sadlr import cli
+
+def pytest_configure(config):
+    "pycocotools with NumPy 2, at every mask: tens of thousands of warnings that pytest would keep and send"
+    config.addinivalue_line('filterwarnings', 'ignore:__array__ implementation:DeprecationWarning')
 
 @pytest.fixture(autouse=True, scope='session')
 def one_row():
     "Drawing is more than half of a tiny training: the figure of a run has one row here, not six"
+    from sadlr import cli # not where nothing is tested, as in the process that only hands out the tests
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(cli, 'iteration_figure', partial(cli.iteration_figure, n=1))
         yield

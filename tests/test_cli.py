@@ -1,5 +1,5 @@
 "The commands as a shell sees them: options, files, exit status, and one line for each mistake"
-import csv, json, pickle, shutil, subprocess, sys
+import csv, json, pickle, shutil, sys
 from pathlib import Path
 import pytest
 from forked import command, forked
@@ -110,13 +110,6 @@ def mistake(shell, *words):
     return said
 
 def test_empty_phrase(shell, folder): assert 'empty' in mistake(shell, 'sadlr_predict', photo(folder), ' ')
-
-def test_a_mistake_in_a_process(folder):
-    words = Path(sys.executable).parent/'sadlr_predict', 'missing.png', 'star'
-    done = subprocess.run(words, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 1 and done.stdout == '' and 'Traceback' not in done.stderr
-    assert [line for line in done.stderr.splitlines() if line.startswith('sadlr_predict: ') and 'missing.png' in line]
-    assert len(done.stderr.splitlines()) == 1
 
 def test_missing_image_of_a_data_set(shell, folder, tmp_path):
     shutil.copytree(folder/'data', tmp_path/'data')

@@ -1,5 +1,5 @@
 "Two processes train as one does, score as one does, go on after a stop, and only the first of them writes"
-import csv, os, shutil, subprocess, sys, zlib
+import csv, json, os, shutil, subprocess, sys, zlib
 from functools import partial
 from pathlib import Path
 from socket import socket
@@ -9,8 +9,8 @@ from accelerate.utils import gather_object
 from fastai.callback.core import Callback
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
-from forked import forked
-from sadlr import cli
+from forked import command, forked
+from sadlr import checkpoint, cli
 from sadlr.checkpoint import Checkpoint
 from sadlr.data.block import refer_dataloaders
 from sadlr.data.refer import Refer
@@ -18,6 +18,8 @@ from sadlr.data.shapes import make_shapes
 from sadlr.distributed import distributed, launched
 from sadlr.learner import refer_learner
 from sadlr.models.build import create_model
+
+BIN = Path(sys.executable).parent
 
 def checksum(*tensors): return zlib.crc32(b''.join(t.numpy().tobytes() for t in tensors))
 
@@ -118,37 +120,38 @@ def test_one_process_goes_on_with_what_two_began(root, results):
     with learn.no_bar(): learn.fit(2, cbs=Checkpoint(root/'alone', resume=True))
     assert sorted(watch.seen) == results['resume']['resumed'][2] # the same refs with the same phrases
 
-# the console script, which besides notes who calls what writes a file
-COMMAND = '''
-import os
-from sadlr import checkpoint, cli
-
 def noted(name, write):
+    "`write`, which besides notes who calls it"
     def noting(*args, **kwargs):
         with open(f'writes of {os.environ["RANK"]}', 'a') as file: print(name, file=file)
         return write(*args, **kwargs)
     return noting
 
-for module, name in [(checkpoint, 'save_state'), (checkpoint, 'save_scored'), (checkpoint, 'replace_file'),
-                     (cli, 'write_settings'), (cli, 'iteration_figure'), (cli.CSVLogger, 'before_fit')]:
-    setattr(module, name, noted(name, getattr(module, name)))
-cli.sadlr_train()
-'''
+def noting_command(*words):
+    for module, name in [(checkpoint, 'save_state'), (checkpoint, 'save_scored'), (checkpoint, 'replace_file'),
+                         (cli, 'write_settings'), (cli, 'iteration_figure'), (cli.CSVLogger, 'before_fit')]:
+        setattr(module, name, noted(name, getattr(module, name)))
+    command(*words)
 
 def test_command(root):
-    "Two processes of the launcher that the documents name"
-    (root/'sadlr_train').write_text(COMMAND)
-    words = 'launch --multi_gpu --num_processes 2 --main_process_port 0 ' \
-            'sadlr_train --n_images 12 --img_size 32 --bs 8 --epochs 2'
-    env = os.environ | {'CUDA_VISIBLE_DEVICES': '', 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run([Path(sys.executable).parent/'accelerate', *words.split()], env=env, cwd=root,
-                          capture_output=True, text=True)
+    "Two processes, each with the environment that the launcher of the documents gives it"
+    write = 'import json, os; json.dump({**os.environ}, open(os.environ["RANK"] + ".json", "w"))'
+    (root/'env.py').write_text(write)
+    done = subprocess.run([BIN/'accelerate', *'launch --multi_gpu --num_processes 2 --main_process_port 0 env.py'.split()],
+                          env=os.environ | {'CUDA_VISIBLE_DEVICES': ''}, cwd=root, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+    given = [json.loads((root/f'{rank}.json').read_text()) for rank in range(2)]
+    words = 'sadlr_train --n_images 12 --img_size 32 --bs 8 --epochs 2'.split()
+    store = dict(TORCHELASTIC_USE_AGENT_STORE='False') # the launcher's has ended with it
+    ranks = [forked(noting_command, *words, cwd=root, out=root/f'{env["RANK"]}.out', err=root/f'{env["RANK"]}.err', **env | store)
+             for env in given]
+    for process in ranks: process.join()
+    assert [process.exitcode for process in ranks] == [0, 0], (root/'0.err').read_text() + (root/'1.err').read_text()
     assert [p.name for p in root.glob('writes of *')] == ['writes of 0']
     calls = (root/'writes of 0').read_text().splitlines()
     assert calls.count('save_state') == 2 and calls.count('save_scored') >= 1
     assert all(calls.count(name) == 1 for name in ('write_settings', 'iteration_figure', 'before_fit'))
-    assert done.stdout.count('written to runs/shapes') == 1
+    assert ''.join(file.read_text() for file in root.glob('*.out')).count('written to runs/shapes') == 1
     assert {p.name for p in (root/'runs/shapes').iterdir()} == {
         'model', 'settings.json', 'history.csv', 'iterations.png'}
     assert [row[0] for row in csv.reader((root/'runs/shapes/history.csv').open())] == ['epoch', '0', '1']

@@ -28,7 +28,7 @@ def told(*words, code=1):
 @pytest.fixture(scope='module')
 def stopped(home):
     "A run that was killed in its second epoch"
-    killed(home/'stopped', 'in the second epoch')
+    killed(home/'stopped', 'at the seventh step')
     return home/'stopped'
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from sadlr.models.build import create_model
 from sadlr.preprocess import word_tokenizer
 
 def options_of(folder, **options):
-    home, small = folder.parent, dict(n_images=20, bs=8, lr=1e-3, epochs=2, save_every=3)
+    home, small = folder.parent, dict(n_images=20, bs=16, lr=1e-3, epochs=2, save_every=2)
     return dict(root=home/'data', out=folder, start=str(home/'start')) | small | options
 
 def train(folder, **options):
@@ -36,7 +36,7 @@ def write_half(state, path):
 
 torch_save = torch.save
 MOMENTS = { # where the process is killed: object, function, at which call, what it still does
-    'in the second epoch': (torch.optim.AdamW, 'step', 13, kill),
+    'at the seventh step': (torch.optim.AdamW, 'step', 7, kill), # of four in an epoch
     'while the settings are written': (files, 'replace_file', 1, kill),
     'while the state is written': (torch, 'save', 4, write_half),
     'between the state and the model of an epoch': (checkpoint, 'save_scored', 1, kill),
@@ -68,7 +68,7 @@ def home(tmp_path_factory):
     torch.set_num_threads(1)
     home = tmp_path_factory.mktemp('resume')
     refs = make_shapes(home/'data', n_images=20).refs('train')
-    torch.manual_seed(1)
+    torch.manual_seed(5) # a start after which the second epoch is the better one
     tokenizer = word_tokenizer([s.raw for ref in refs for s in ref.sentences])
     model = create_model(size='nano', img_size=32, tokenizer=tokenizer)
     with torch.no_grad():
@@ -90,10 +90,10 @@ def test_killed_run_goes_on(home, moment):
 
 def test_in_parts_and_half_precision(home, monkeypatch):
     monkeypatch.setattr(cli, 'precision_trouble', lambda *args: '') # fp16 may be emulated here
-    few = dict(root=home/'few', n_images=10, bs=4) # as many steps
+    few = dict(root=home/'few', n_images=10, bs=4, epochs=1) # nine steps
     options = few | dict(accumulate=2, precision='fp16', bert_dropout=.2, workers=1, save_every=1)
     train(home/'parts', **options)
-    killed(home/'parts killed', 'in the second epoch', **options)
+    killed(home/'parts killed', 'at the seventh step', **options)
     assert checkpoint.load_state(home/'parts killed/state.pt')['scaler']['scale'] > 0
     train(home/'parts killed', resume=True, **options)
     assert_same_run(home/'parts killed', home/'parts')
@@ -110,9 +110,9 @@ def test_process_killed_from_outside(home):
 
 def test_what_is_refused(home):
     folder = home/'refused'
-    killed(folder, 'in the second epoch')
+    killed(folder, 'at the seventh step')
     with pytest.raises(FileExistsError, match='unfinished run: add --resume'): train(folder)
-    with pytest.raises(ValueError, match='begun with bs=8, lr=0.001: resume it with the same'):
+    with pytest.raises(ValueError, match='begun with bs=16, lr=0.001: resume it with the same'):
         train(folder, resume=True, bs=4, lr=1)
     with pytest.raises(FileExistsError, match='holds a trained model'): train(home/'whole')
     whole = (folder/'state.pt').read_bytes()

@@ -13,14 +13,14 @@ from sadlr.models.refine import object_logits
 from sadlr.models.swin import SIZES
 from sadlr.preprocess import image_tensor, tokenize, word_tokenizer
 
-SIZE, AREA = 64, 550 # of an image's side, and of a shape: 23 pixels wide as a square
+SIZE, AREA = 48, 310 # of an image's side, and of a shape: 18 pixels wide as a square
 
 def draw_pair(rng):
     "An image with two large shapes of different colours, one beside the other; their masks and their phrases"
     image, masks, phrases = draw_background(rng, SIZE), np.zeros((2, SIZE, SIZE), bool), []
-    for mask, x, colour in zip(masks, (16, 48), rng.choice(['red', 'green', 'blue', 'yellow'], 2, replace=False)):
+    for mask, x, colour in zip(masks, (SIZE//4, 3*SIZE//4), rng.choice(['red', 'green', 'blue', 'yellow'], 2, replace=False)):
         shape = rng.choice(['circle', 'square'])
-        rows, cols, alpha = draw_shape(shape, AREA, 0, (x, rng.uniform(16, 48)))
+        rows, cols, alpha = draw_shape(shape, AREA, 0, (x, rng.uniform(SIZE//4, 3*SIZE//4)))
         image[rows, cols] += alpha[..., None]*(shade(rng, colour) - image[rows, cols])
         mask[rows, cols] = alpha > .5
         phrases.append(f'{colour} {shape}')
@@ -167,6 +167,6 @@ def test_what_an_encoder_cannot_take_is_said_in_one_line(encoder, head, data):
     assert complaint(model.eval(), data.image[one], data.token_ids[one]) == ''
     for mode in True, False:
         other = complaint(model.train(mode), data.image[:2, :, small, small], data.token_ids[:2])
-        said = other.startswith('VLT(img_size=64) takes 64 x 64 images, not 32 x 32: ')
+        said = other.startswith('VLT(img_size=48) takes 48 x 48 images, not 24 x 24: ')
         assert said if encoder == 'vlt' else other == ''
         assert '\n' not in alone + other
