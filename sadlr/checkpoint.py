@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['tensors_of', 'save_state', 'load_state', 'save_scored', 'read_scores', 'random_state', 'set_random_state',
-           'learner_state', 'check_moments', 'load_learner_state', 'check_finite', 'stop_training', 'OnlyFinite',
-           'Checkpoint', 'check_state', 'skip']
+           'learner_state', 'check_moments', 'load_learner_state', 'check_finite', 'Checkpoint', 'check_state', 'skip']
 
 # %% ../nbs/43_checkpoint.ipynb #88fab979
 import json
@@ -23,13 +22,13 @@ import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
 from fastai.callback.core import Callback, CancelEpochException
-from fastai.callback.fp16 import MixedPrecision
 from fastai.callback.tracker import EarlyStoppingCallback, TrackerCallback
 from fastai.torch_core import get_model
 from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
+from .callbacks import stop_training
 from .files import replace_file, writing
 from .models.build import check_fit
 
@@ -59,7 +58,8 @@ def load_state(path:Path) -> dict:
     try: return torch.load(path, map_location='cpu', weights_only=True)
     except Exception as error: # what torch raises depends on the byte that is wrong
         reason = str(error) or type(error).__name__
-        raise ValueError(f'{path} was not read: {reason.splitlines()[0]}') from error
+        told = f'{path} was not read: {reason.splitlines()[0]}'
+        raise ValueError(f'{told}; bring it back, or begin in another folder') from error
 
 # %% ../nbs/43_checkpoint.ipynb #5cb04510
 def save_scored(
@@ -149,34 +149,6 @@ def check_finite(
     "Raise a FloatingPointError that names the first tensor of a state with a number that is not finite"
     for name, tensor in tensors_of(state):
         if tensor.is_floating_point() and not tensor.isfinite().all(): raise FloatingPointError(f'{name} is not finite')
-
-def stop_training(
-    learn,    # a `Learner` in a fit
-    what:str, # is not finite
-):
-    "Raise a FloatingPointError that says what is wrong, where the training is, and what helps"
-    place = f'epoch {learn.epoch}, batch {learn.iter + 1} of {learn.n_iter}, lr {learn.opt.hypers[-1]["lr"]:.3g}'
-    raise FloatingPointError(f'{what} ({place}): take a lower learning rate, or more bits than those of fp16')
-
-class OnlyFinite(Callback):
-    "Stop a training with a FloatingPointError before a step that is not finite"
-    order, run_valid = MixedPrecision.order - 1, False # after the parts of a batch and of a loss, before any scale
-
-    def before_train(self): self.losses = []
-
-    def after_loss(self): self.losses.append(self.loss_grad.detach())
-
-    def before_step(self):
-        loss, scaler = torch.stack(self.losses).sum(), getattr(self.learn, 'scaler', None)
-        self.losses = []
-        if not loss.isfinite(): stop_training(self.learn, f'the loss is {loss.item()}')
-        if scaler is not None and scaler.is_enabled(): return # it leaves out a step that overflows
-        norms = [p.grad.norm(dtype=torch.float32) for p in self.model.parameters() if p.grad is not None]
-        if not torch.stack(norms).sum().isfinite(): stop_training(self.learn, 'a gradient is not finite')
-
-    def after_train(self):
-        try: check_finite(get_model(self.model).state_dict())
-        except FloatingPointError as error: stop_training(self.learn, str(error))
 
 # %% ../nbs/43_checkpoint.ipynb #c2c30363
 class Checkpoint(TrackerCallback):

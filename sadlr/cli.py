@@ -76,7 +76,7 @@ from filelock import Timeout
 from PIL import Image
 
 from .callbacks import CHECKPOINTED, AuxiliaryLoss, on_screen, precision_trouble, supervised_maps
-from .checkpoint import Checkpoint, OnlyFinite, read_scores
+from .checkpoint import Checkpoint, read_scores
 from .data.block import refer_dataloaders, refer_samples
 from .data.download import check_data, get_data
 from .data.joint import Joint
@@ -182,13 +182,15 @@ def command(
         if hasattr(sys.stdout, 'reconfigure'): # for those who follow a log, and for names of files in any encoding
             sys.stdout.reconfigure(line_buffering=True, errors='backslashreplace')
         options = read_options(func, sys.argv[1:])
-        before = end_on_signals(func.__name__, lambda: advice(options, None))
+        before, layout = end_on_signals(func.__name__, lambda: advice(options, None)), warnings.formatwarning
+        warnings.formatwarning = lambda message, *args, **kwargs: f'{func.__name__}: {" ".join(str(message).split())}\n'
         try: return run(**options)
         except (ValueError, OSError, FloatingPointError) as error:
             stopped = isinstance(error, (NotWritten, FloatingPointError)) or getattr(error, 'errno', None) in NO_MORE
             sys.exit(f'{func.__name__}: {one_line(error)}' + (advice(options, error) if stopped else ''))
         finally:
             for number, handler in before.items(): signal.signal(number, handler)
+            warnings.formatwarning = layout
     return shell
 
 # %% ../nbs/51_cli.ipynb #6e4fafed
@@ -247,6 +249,8 @@ def idle_options(
     if s.start:
         own = 'encoder', 'size', 'encoder_options', 'language', 'pretrained'
         idle |= dict.fromkeys([*own, *('tokenizer', 'head_options')*saved], f'{s.start} has its own')
+    if s.encoder == 'timm' and 'backbone' in s.encoder_options and s.size not in (None, 'nano', 'base'):
+        idle['size'] = 'encoder_options name the backbone' # and of the words there is a small size and the usual one
     if s.head != 'sadlr': idle['iterations'] = f'the head {s.head!r} has none'
     if s.language not in (None, 'bert'):
         why = f'it is for BERT, and the language encoder is {s.language!r}'
@@ -382,14 +386,18 @@ def new_model(
 ) -> ReferSegmenter:
     "A model that has not learnt anything yet, or a ValueError that names the options it cannot be built with"
     given = {name: value for name in ('encoder_options', 'head_options') if (value := getattr(s, name))}
+    def refuse(error):
+        told = ', '.join(f'{name}={value}' for name, value in given.items())
+        raise ValueError(f'{told}: there is no such model ({one_line(error)[:200]})') from error
     try:
         model = create_model(s.encoder, s.head, s.size, s.img_size, s.pretrained, s.language, tokenizer,
                              s.encoder_options, head_options)
-        if given: try_model(model)
+    except ValueError as error:
+        if given.keys().isdisjoint(getattr(error, '__notes__', ())): raise # it is not about these options
+        refuse(error)
+    try: given and try_model(model)
     except (ValueError, RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:
-        if not given or isinstance(error, ValueError) and any(name in str(error) for name in given): raise
-        told = ', '.join(f'{name}={value}' for name, value in given.items())
-        raise ValueError(f'{told}: there is no such model ({one_line(error)[:200]})') from error
+        refuse(error)
     return model
 
 def start_model(
@@ -589,7 +597,7 @@ def run_training(
         refer = open_data(s)
         model = start_model(s, refer)
     if s.auxiliary: supervised_maps(model) # or an error
-    extra = [CSVLogger(), OnlyFinite()] + ([AuxiliaryLoss(s.auxiliary)] if s.auxiliary else []) + named
+    extra = [CSVLogger()] + ([AuxiliaryLoss(s.auxiliary)] if s.auxiliary else []) + named
     if resumed: check_resumed(s, begun, json.loads(json.dumps(refer.counts())))
     dls, saving = training_loaders(s, refer, model), Checkpoint(out, every=s.save_every*s.accumulate, resume=s.resume)
     learn = refer_learner(dls, model, s.lr, s.wd, LOSSES[s.loss](), path=out, cbs=extra, precision=s.precision,

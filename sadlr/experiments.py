@@ -11,6 +11,7 @@ __all__ = ['MORE', 'tables', 'system_name', 'Recipe', 'WithoutValidation', 'trai
 import json
 import os
 import platform
+import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -24,7 +25,6 @@ from fastai.callback.core import Callback, CancelValidException
 from fastai.torch_core import default_device, set_seed
 from matplotlib.figure import Figure
 
-from .checkpoint import OnlyFinite
 from .data.block import refer_dataloaders, refer_samples
 from .data.refer import Refer
 from .data.shapes import make_shapes
@@ -92,7 +92,7 @@ def train_system(
     dls = refer_dataloaders(refer, img_size=recipe.img_size, bs=recipe.bs, num_workers=workers,
                             device=default_device())
     model = create_model(size=recipe.size, img_size=recipe.img_size, tokenizer=dls.tokenizer, **options)
-    learn = refer_learner(dls, model, recipe.lr, metrics=[], cbs=[OnlyFinite(), WithoutValidation()])
+    learn = refer_learner(dls, model, recipe.lr, metrics=[], cbs=WithoutValidation())
     start = perf_counter()
     with learn.no_bar(), learn.no_logging():
         learn.fit(recipe.epochs, [recipe.language_lr*recipe.lr, recipe.lr, recipe.lr])
@@ -192,7 +192,10 @@ def run_table(
         except FloatingPointError as e: # what fastai says of the callback stands before it
             raise FloatingPointError(f'{name}, seed {seed}: ' + str(e).rpartition('\n\t')[-1]) from e
         rows = [dict(system=name, seed=seed) | row | dict(seconds=round(seconds)) for row in score_system(model, refer)]
-        with writing(out/name/str(seed)): model.save_pretrained(out/name/str(seed))
+        folder, new = out/name/str(seed), out/name/f'{seed}.new'
+        with writing(new): model.save_pretrained(new)
+        shutil.rmtree(folder, ignore_errors=True)
+        os.replace(new, folder)
         add_run(path, rows)
         print(f"{name}, seed {seed}: {seconds:.0f} s, oIoU {rows[rows[0]['trained'] - 1]['oIoU']:.1f}", flush=True)
     return read_results(path)

@@ -119,7 +119,7 @@ def trace(
     if model.tokenizer is None: raise ValueError('this model has no tokenizer: pass tokenizer= to create_model')
     phrases, image = [phrase] if isinstance(phrase, str) else list(phrase), open_image(image)
     token_ids, token_mask = tokenize(phrases, model.tokenizer)
-    check_words(phrases, model.tokenizer)
+    for one in phrases: check_words(one, model.tokenizer)
     size, device, was_training = model.config['img_size'], next(model.parameters()).device, model.training
     pixels = image_tensor(image, size, model.preprocessing).to(device).expand(len(phrases), -1, -1, -1)
     fusions, layers = _parts(model.encoder, PWAM), _parts(model.head, DynamicConv)

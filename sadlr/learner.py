@@ -21,8 +21,8 @@ from fastai.torch_core import get_model
 from fastcore.foundation import L
 from torch import nn
 
-from .callbacks import (Accumulate, ActivationCheckpointing, EpochLines, HalfPrecision, SkippedEpochs,
-                             bare_model)
+from .callbacks import (Accumulate, ActivationCheckpointing, EpochLines, HalfPrecision, OnlyFinite,
+                             SkippedEpochs, bare_model)
 from .losses import IterativeDiceLoss
 from .metrics import refer_metrics
 from .models.build import ReferSegmenter
@@ -120,7 +120,7 @@ def refer_learner(
     if (wanted := getattr(bare_model(model), 'preprocessing', given)) != given:
         raise ValueError(f'the loaders make photos by {given}, the model wants {wanted}: pass '
                          'preprocessing=model.preprocessing to refer_dataloaders')
-    own = L(EpochLines(), SkippedEpochs(), RecordedLoss(), WithoutGraph(), PolySchedule(parts=parts))
+    own = L(OnlyFinite(), EpochLines(), SkippedEpochs(), RecordedLoss(), WithoutGraph(), PolySchedule(parts=parts))
     own += L(HalfPrecision(precision) if precision != 'fp32' else None)
     own += L(Accumulate(parts) if parts > 1 else None) + L(ActivationCheckpointing() if checkpoint else None)
     if metrics is None: metrics = refer_metrics(get_model(bare_model(model).head).iterations)

@@ -6,6 +6,12 @@ def pytest_configure(config):
     "pycocotools with NumPy 2, at every mask: tens of thousands of warnings that pytest would keep and send"
     config.addinivalue_line('filterwarnings', 'ignore:__array__ implementation:DeprecationWarning')
 
+TRAINING = 'test_systems', 'test_train', 'test_pressure', 'test_resume', 'test_distributed', 'test_progress'
+
+def pytest_collection_modifyitems(items):
+    "What trains goes first: of the short files that are left each worker takes as many as it has time for"
+    items.sort(key=lambda item: item.path.stem not in TRAINING)
+
 @pytest.fixture(autouse=True, scope='session')
 def one_row():
     "Drawing is more than half of a tiny training: the figure of a run has one row here, not six"

@@ -374,6 +374,19 @@ def test_a_model_of_wrapped_parts_loads_as_one_of_plain_parts(tmp_path, wrap):
     assert same(plain, found) and found.head.iterations == 5
     load_strictly(model, plain.state_dict(), 'it')
 
+class Twice(Own):
+    "Has a part called `module`, and a tensor beside it of the same name"
+    def __init__(self):
+        super().__init__()
+        self.scale, self.module = torch.nn.Parameter(torch.ones(1)), torch.nn.ParameterDict(dict(scale=torch.zeros(1)))
+
+def test_names_that_are_one_without_wrappers(tmp_path):
+    options = dict(size='nano', img_size=32, language='gru', language_options=dict(vocab_size=9))
+    model = create_model(Twice(), 'classifier', **options)
+    model.save_pretrained(tmp_path)
+    found = ReferSegmenter.from_pretrained(tmp_path, Twice()).encoder
+    assert (found.scale.item(), found.module['scale'].item()) == (1, 0)
+
 def test_an_encoder_of_ones_own_and_options_of_another(tmp_path):
     with pytest.raises(ValueError, match='encoder_options=.*: leave them out, Own is built'):
         create_model(Own(), 'classifier', 'nano', 32, language='gru', encoder_options=dict(depths=(1, 1)))

@@ -1,5 +1,5 @@
 "The commands as a shell sees them: options, files, exit status, and one line for each mistake"
-import csv, json, pickle, shutil, sys
+import csv, json, pickle, shutil, sys, warnings
 from pathlib import Path
 import pytest
 from forked import command, forked
@@ -110,6 +110,14 @@ def mistake(shell, *words):
     return said
 
 def test_empty_phrase(shell, folder): assert 'empty' in mistake(shell, 'sadlr_predict', photo(folder), ' ')
+
+def test_a_warning_is_one_line(monkeypatch, capsys):
+    "With the name of the command and without a line of its source"
+    def sadlr_warned(): print(warnings.formatwarning(UserWarning('some\nwords'), UserWarning, __file__, 3), end='')
+    monkeypatch.setattr(sys, 'argv', ['/usr/bin/sadlr_warned'])
+    before = warnings.formatwarning
+    cli.command(sadlr_warned)()
+    assert capsys.readouterr().out == 'sadlr_warned: some words\n' and warnings.formatwarning is before
 
 def test_missing_image_of_a_data_set(shell, folder, tmp_path):
     shutil.copytree(folder/'data', tmp_path/'data')

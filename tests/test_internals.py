@@ -7,6 +7,7 @@ from fastai.callback.fp16 import AMPMode, MixedPrecision
 from fastai.callback.schedule import ParamScheduler
 from fastai.distributed import DistributedTrainer
 from fastai.test_utils import synth_learner
+from fastprogress.fastprogress import MasterBar, ProgressBar
 from timm.models.swin_transformer import SwinTransformerBlock
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
@@ -76,6 +77,12 @@ def test_timms_swin_block_asks_its_attention_by_a_method_of_its_own():
     block = Asked(8, num_heads=2, window_size=4, shift_size=2)
     assert block(torch.ones(1, 6, 9, 8)).shape == (1, 6, 9, 8) and asked == [(1, 6, 9, 8)]
     assert {'always_partition', 'dynamic_mask'} <= signature(SwinTransformerBlock).parameters.keys()
+
+def test_a_bar_of_bars_draws_nothing_by_itself(capsys):
+    "`EpochLines` puts one in the place of fastai's, for `ShowGraphCallback`"
+    bar = MasterBar([], ProgressBar)
+    bar.update_graph([[[1, 2], [3, 4]]])
+    assert capsys.readouterr().out == ''
 
 def test_modes_see_functions_before_they_are_taken_apart():
     "`macs_by_module` prices what a model calls, and not what PyTorch makes of it"

@@ -4,9 +4,9 @@ from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
 import pytest, torch
 from sadlr import cli
-from sadlr.cli import check_parts, train_settings
+from sadlr.cli import check_idle, check_parts, train_settings
 from sadlr.data import shapes
-from sadlr.models.build import create_model
+from sadlr.models.build import ENCODERS, create_model
 from sadlr.preprocess import word_tokenizer
 
 COMMANDS = [name for name in vars(cli) if name.startswith('sadlr_')]
@@ -111,6 +111,21 @@ def test_started_run_records_the_models_parts(home):
     assert [getattr(s, n) for n in ('encoder', 'size', 'language', 'img_size')] == ['lavt', 'nano', 'bert', 32]
     assert s.encoder_options == config['encoder_options'] and s.tokenizer is s.pretrained is None
 
+def test_a_size_beside_a_backbone():
+    s = train_settings(encoder='timm', encoder_options=dict(backbone='resnet18'), size='large')
+    with pytest.raises(ValueError, match="size='large': leave it out, encoder_options name the backbone"): check_idle(s)
+    for size in 'nano', 'base': check_idle(train_settings(**vars(s) | dict(size=size)))
+
+@pytest.mark.parametrize('tokenizer', [None, word_tokenizer(['the red star'])])
+def test_trained_weights_of_which_some_are_nowhere(monkeypatch, tokenizer):
+    "BERT's are found by a name alone; where nothing is found at all it is an error"
+    options = dict(head='classifier', size='nano', img_size=64, pretrained=True, tokenizer=tokenizer)
+    encoder = create_model(size='nano', img_size=64).encoder
+    with pytest.raises(ValueError, match='pretrained=True: leave it out, the encoder is built already'):
+        create_model(encoder, **options)
+    monkeypatch.setitem(ENCODERS, 'lavt', lambda *args, **options: encoder) # whose weights need no network
+    with pytest.warns(UserWarning, match='the words start from random ones'): create_model('lavt', **options)
+
 def test_older_runs_go_on(home):
     "Their settings hold values of options that did not act; those are not compared"
     s = train_settings(root=home/'data', n_images=20, start=str(home/'sadlr'))
@@ -136,7 +151,7 @@ def test_numbers_that_can_mean_nothing(shell, option, values):
             assert_one_line(command, code, said)
 
 PARTS = ('{"channels": -1}', '{"channels": 0}', '{"channels": 1e30}', '{"channels": NaN}', '{"channels": "x"}',
-         '{"channels": 1.5}', '{"depths": [2]}', '{"depths": []}', '{"num_heads": [0, 0, 0, 0]}', '{"window_size": 0}',
+         '{"channels": 1.5}', '{"depths": [2]}', '{"depths": []}', '{"depths": [1, 1, 1, 1]}', '{"num_heads": [0, 0, 0, 0]}', '{"window_size": 0}',
          '{"fusion_heads": 0}', '{"embed_dim": null}', '{"depths": [[-1]]}', '{"pretrained": true}', '{"": 1}',
          '['*10**5)
 

@@ -150,6 +150,11 @@ def test_mixtures_are_refused(learner, mix):
     for fit in (lambda: learner(mix()).fit(1), lambda: learner().fit(1, cbs=mix())):
         with pytest.raises(ValueError, match=f'leave {mix.__name__} out'): fit()
 
+def test_a_learner_of_ones_own_stops_at_the_first_number_that_is_none(learner):
+    "Without a command, too; `lr_find` may go as far as it likes"
+    with pytest.raises(FloatingPointError, match='the loss is (nan|inf).*take a lower learning rate'): learner().fit(2, 1e9)
+    with (learn := learner()).no_bar(): learn.lr_find(1e3, 1e9, num_it=6, stop_div=False, show_plot=False)
+
 def test_epoch_without_scores(learner, capsys):
     "Both phases were cut short"
     class Cut(Callback):
@@ -277,7 +282,7 @@ def test_emulated_16_bits_are_refused_in_one_line(home):
                               env=os.environ | OLD_CPU)
         code, said, error = done.returncode, done.stdout, done.stderr
     if code == 0: pytest.skip('this processor cannot play one without bf16')
-    assert error == ("sadlr_train: precision 'bf16' is not supported by this CPU: use 'fp32', which is some twenty times "
+    assert error == ("sadlr_train: precision 'bf16' is emulated by this CPU: use 'fp32', which is some twenty times "
                      'faster\n') and said == ''
     assert not (home/'nowhere').exists() and not (home/'slow').exists()
     assert not emulated(torch.float32, torch.device('cpu')) and not emulated(torch.bfloat16, torch.device('meta'))

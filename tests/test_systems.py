@@ -41,7 +41,7 @@ def data():
 
 def build(encoder, head, tokenizer, seed=0):
     torch.manual_seed(seed)
-    options = dict(backbone='test_convnext') if encoder == 'timm' else {}
+    options = dict(backbone='test_convnext', out_indices=(0, 1, 2)) if encoder == 'timm' else {}
     return create_model(encoder, head, 'nano', SIZE, tokenizer=tokenizer, encoder_options=options)
 
 @torch.no_grad()

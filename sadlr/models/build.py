@@ -9,6 +9,7 @@ __all__ = ['ENCODERS', 'ENCODER_SIZES', 'HEADS', 'LANGUAGE_SIZES', 'BERT_OPTIONS
 # %% ../../nbs/29_models.build.ipynb #874a5881
 import json
 import re
+import warnings
 from collections import Counter
 from collections.abc import Callable, Mapping
 from importlib.resources import files
@@ -49,6 +50,12 @@ class Segmentation(NamedTuple):
                           # 4nHW bytes, 110 MB for a photo of 9 megapixels and n = 3: keep the masks alone of many
 
 _WRAPPERS = re.compile(r'(\b(module|_orig_mod)\.)+') # what `DataParallel` and `torch.compile` add to names
+
+def _plain_names(names):
+    "Each name -> what it is without wrappers, where no other name is the same without them"
+    plain = {name: _WRAPPERS.sub('', name) for name in names}
+    shared = {name for name, n in Counter(plain.values()).items() if n > 1}
+    return {name: name if one in shared else one for name, one in plain.items()}
 
 def _tied_names(model):
     "Name of each tensor -> the first name of that very tensor: a T5 has its word vectors under two"
@@ -118,7 +125,7 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         if self.tokenizer is None: raise ValueError('this model has no tokenizer: pass tokenizer= to create_model')
         device, was_training, image = next(self.parameters()).device, self.training, open_image(image)
         token_ids, _ = tokenize(phrase, self.tokenizer)
-        check_words(phrase, self.tokenizer)
+        for one in [phrase] if isinstance(phrase, str) else phrase: check_words(one, self.tokenizer)
         square = image_tensor(image, self.config['img_size'], self.preprocessing)
         pixels = square.expand(len(token_ids), -1, -1, -1)
         try: scores = self.eval()(pixels.to(device), token_ids.to(device))
@@ -137,7 +144,8 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         elif self._tokenizer is not None: self._tokenizer.save_pretrained(folder)
         (folder/'config.json').write_text(json.dumps(config, indent=2))
         tied = _tied_names(self)
-        state = {_WRAPPERS.sub('', k): t for k, t in self.state_dict().items() if tied[k] == k}
+        plain = _plain_names(tied)
+        state = {plain[k]: t for k, t in self.state_dict().items() if tied[k] == k}
         places = Counter(t.untyped_storage().data_ptr() for t in state.values()) # a part of another is not the same
         state = {k: t.clone() if places[t.untyped_storage().data_ptr()] > 1 else t for k, t in state.items()}
         save_file({k: t.contiguous() for k, t in state.items()}, folder/'model.safetensors')
@@ -198,7 +206,10 @@ def make_part(
 ) -> nn.Module:
     "A part of the model, or an error that names the argument and the options that the class knows"
     try: return kind(*args, **options)
-    except (ArithmeticError, LookupError, RuntimeError, TypeError) as e: # of a wrong name or of an impossible number
+    except ValueError as e: # it says what is wrong, but not always where
+        e.add_note(argument)
+        raise
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as e: # of a wrong name
         parameters = list(signature(kind).parameters.values())[len(args):]
         known = ', '.join(str(p.replace(annotation=p.empty, default=p.empty)) for p in parameters)
         raise ValueError(f'{argument}={options}: {kind.__name__} takes {known} ({shorten(str(e), 200)})') from e
@@ -225,6 +236,12 @@ def create_model(
     name = encoder if isinstance(encoder, str) else None
     encoder_class = pick('encoder', name, ENCODERS) if name else None
     source = tokenizer if pretrained and language != 'gru' and isinstance(tokenizer, (str, Path)) else None
+    if pretrained and not source and not name:
+        raise ValueError('pretrained=True: leave it out, the encoder is built already and nothing names trained words: '
+                         'those of BERT come with tokenizer=, a hub name or a folder')
+    if pretrained and not source and language == 'bert':
+        warnings.warn('pretrained=True gives the encoder trained weights; the words start from random ones, since those '
+                      'of BERT come with tokenizer=, a hub name or a folder')
     if tokenizer is not None and (language == 'auto' or 'vocab_size' not in language_options):
         tokenizer = load_tokenizer(tokenizer)
         language_options = {'vocab_size': len(tokenizer), **language_options}
@@ -306,8 +323,9 @@ def load_strictly(
     origin:Path|str,             # where they come from, for the message
 ):
     "Load tensors that fit exactly and hold finite numbers, or say in one line which do not"
-    plain, tied = {_WRAPPERS.sub('', name): name for name in model.state_dict()}, _tied_names(model)
-    tensors = {plain.get(_WRAPPERS.sub('', name), name): t for name, t in tensors.items()}
+    tied = _tied_names(model)
+    own = {plain: name for name, plain in _plain_names(tied).items()}
+    tensors = {own.get(plain, name): tensors[name] for name, plain in _plain_names(tensors).items()}
     given = {tied[name]: t for name, t in tensors.items() if name in tied}
     tensors = {name: given[first] for name, first in tied.items() if first in given} | tensors
     check_fit(model.state_dict(), tensors, origin)
