@@ -75,7 +75,7 @@ from fastprogress.fastprogress import format_time
 from filelock import Timeout
 from PIL import Image
 
-from .callbacks import CHECKPOINTED, AuxiliaryLoss, on_screen, precision_trouble, supervised_maps
+from .callbacks import CHECKPOINTED, AuxiliaryLoss, precision_trouble, supervised_maps
 from .checkpoint import Checkpoint, read_scores
 from .data.block import refer_dataloaders, refer_samples
 from .data.download import check_data, get_data
@@ -619,7 +619,7 @@ def finish_run(
     figure = iteration_figure(model, refer, 'val', sentence=s.sentence)
     with writing(out/'iterations.png'): figure.savefig(out/'iterations.png', dpi=120)
     samples = refer_samples(refer, 'val', s.sentence)
-    print(score_table(evaluate(model, samples, dls.valid.bs, s.workers, on_screen())))
+    print(score_table(evaluate(model, samples, dls.valid.bs, s.workers)))
     (out/'state.pt').unlink()
     print(run_summary(s, [row['seconds'] for row in saving.rows]), next_commands(s, refer), sep='\n')
     print(f'written to {out}: model/ settings.json history.csv iterations.png')
@@ -722,7 +722,7 @@ def sadlr_evaluate(
     refer = Refer(root, dataset, split_by or usual_partition(dataset))
     splits = refer.splits if split == 'all' else split.split(',')
     for name in splits: refer.refs(name) # a wrong name is an error now
-    asking = dict(bs=bs, num_workers=workers, progress=on_screen(), protocol=protocol)
+    asking = dict(bs=bs, num_workers=workers, protocol=protocol)
     if not predictions: segmenter = load_model(model or f'runs/{dataset}/model')
     if save: save_predictions(save, segmenter, refer, splits, sentence=sentence, **asking)
     answers = read_predictions(predictions or save) if predictions or save else None

@@ -9,12 +9,10 @@ __all__ = ['Call', 'record_calls', 'Stage', 'DynamicLayer', 'Iteration', 'Trace'
 import math
 from collections import defaultdict
 from contextlib import ExitStack, contextmanager
-from pathlib import Path
 from typing import Iterator, NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 
 from .models.build import ReferSegmenter
 from .models.dynamic_conv import DynamicConv
@@ -110,16 +108,16 @@ def _iterations(calls, head, layers, features, scores, b):
 # %% ../nbs/48_explain.ipynb #397fe321
 @torch.no_grad()
 def trace(
-    model:ReferSegmenter,       # any, with a tokenizer
-    image:str|Path|Image.Image, # a photo; the model sees it as a square
-    phrase:str|list[str],       # what to find in it
-) -> Trace|list[Trace]:         # one for a phrase, a list for a list
+    model:ReferSegmenter, # any, with a tokenizer
+    image,                # a photo, as `open_image` takes it; the model sees it as a square
+    phrase:str|list[str], # what to find in it
+) -> Trace|list[Trace]:   # one for a phrase, a list for a list
     "Run a model once and keep what passed between its parts"
     if not isinstance(model, ReferSegmenter): raise ValueError(f'model: a ReferSegmenter, not a {type(model).__name__}')
     if model.tokenizer is None: raise ValueError('this model has no tokenizer: pass tokenizer= to create_model')
     phrases, image = [phrase] if isinstance(phrase, str) else list(phrase), open_image(image)
     token_ids, token_mask = tokenize(phrases, model.tokenizer)
-    for one in phrases: check_words(one, model.tokenizer)
+    check_words(phrases, model.tokenizer)
     size, device, was_training = model.config['img_size'], next(model.parameters()).device, model.training
     pixels = image_tensor(image, size, model.preprocessing).to(device).expand(len(phrases), -1, -1, -1)
     fusions, layers = _parts(model.encoder, PWAM), _parts(model.head, DynamicConv)

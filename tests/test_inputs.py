@@ -363,7 +363,6 @@ def test_every_way_to_ask_looks_at_the_words(model):
     image, none = SCENE, 'none of the words'
     for ask in model.segment, partial(trace, model):
         with pytest.raises(ValueError, match=none): ask(image, 'crimson roundel')
-        with pytest.raises(ValueError, match=f"'crimson roundel'.*{none}"): ask(image, ['red star', 'crimson roundel'])
 
 def test_a_tokenizer_of_another_model():
     "One line for ids that the language encoder does not have"

@@ -23,7 +23,6 @@ import torch
 from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin, snapshot_download
 from huggingface_hub.errors import HFValidationError
-from PIL import Image
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
@@ -118,14 +117,14 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
 
     @torch.no_grad()
     def segment(self,
-        image:str|Path|Image.Image, # a photo
-        phrase:str|list[str],       # what to find in it
+        image,                # a photo, as `open_image` takes it
+        phrase:str|list[str], # what to find in it; a ValueError where no word is known
     ) -> Segmentation|list[Segmentation]: # one for a phrase, a list for a list
         "Find the object that the phrase names, at the image's own size"
         if self.tokenizer is None: raise ValueError('this model has no tokenizer: pass tokenizer= to create_model')
         device, was_training, image = next(self.parameters()).device, self.training, open_image(image)
         token_ids, _ = tokenize(phrase, self.tokenizer)
-        for one in [phrase] if isinstance(phrase, str) else phrase: check_words(one, self.tokenizer)
+        check_words(phrase, self.tokenizer)
         square = image_tensor(image, self.config['img_size'], self.preprocessing)
         pixels = square.expand(len(token_ids), -1, -1, -1)
         try: scores = self.eval()(pixels.to(device), token_ids.to(device))
@@ -209,7 +208,7 @@ def make_part(
     except ValueError as e: # it says what is wrong, but not always where
         e.add_note(argument)
         raise
-    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as e: # of a wrong name
+    except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as e:
         parameters = list(signature(kind).parameters.values())[len(args):]
         known = ', '.join(str(p.replace(annotation=p.empty, default=p.empty)) for p in parameters)
         raise ValueError(f'{argument}={options}: {kind.__name__} takes {known} ({shorten(str(e), 200)})') from e
@@ -237,7 +236,7 @@ def create_model(
     encoder_class = pick('encoder', name, ENCODERS) if name else None
     source = tokenizer if pretrained and language != 'gru' and isinstance(tokenizer, (str, Path)) else None
     if pretrained and not source and not name:
-        raise ValueError('pretrained=True: leave it out, the encoder is built already and nothing names trained words: '
+        raise ValueError('pretrained=True: leave it out, the encoder is built already and no trained words are named: '
                          'those of BERT come with tokenizer=, a hub name or a folder')
     if pretrained and not source and language == 'bert':
         warnings.warn('pretrained=True gives the encoder trained weights; the words start from random ones, since those '
