@@ -239,8 +239,8 @@ def create_model(
         raise ValueError('pretrained=True: leave it out, the encoder is built already and no trained words are named: '
                          'those of BERT come with tokenizer=, a hub name or a folder')
     if pretrained and not source and language == 'bert':
-        warnings.warn('pretrained=True gives the encoder trained weights; the words start from random ones, since those '
-                      'of BERT come with tokenizer=, a hub name or a folder')
+        warnings.warn('pretrained=True gives the encoder trained weights; the words start from random ones, since '
+                      'those of BERT come with tokenizer=, a hub name or a folder')
     if tokenizer is not None and (language == 'auto' or 'vocab_size' not in language_options):
         tokenizer = load_tokenizer(tokenizer)
         language_options = {'vocab_size': len(tokenizer), **language_options}
