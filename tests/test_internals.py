@@ -81,7 +81,7 @@ def test_timms_swin_block_asks_its_attention_by_a_method_of_its_own():
 def test_a_bar_of_bars_draws_nothing_by_itself(capsys):
     "`EpochLines` puts one in the place of fastai's, for `ShowGraphCallback`"
     bar = MasterBar([], ProgressBar)
-    bar.update_graph([[[1, 2], [3, 4]]])
+    bar.update_graph([[[1, 2], [3, 4]]], (0, 2), (0, 4))
     assert capsys.readouterr().out == ''
 
 def test_modes_see_functions_before_they_are_taken_apart():
