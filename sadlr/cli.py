@@ -249,7 +249,7 @@ def idle_options(
     if s.start:
         own = 'encoder', 'size', 'encoder_options', 'language', 'pretrained'
         idle |= dict.fromkeys([*own, *('tokenizer', 'head_options')*saved], f'{s.start} has its own')
-    if s.encoder == 'timm' and 'backbone' in s.encoder_options and s.size not in (None, 'nano', 'base'):
+    if s.encoder == 'timm' and s.encoder_options.get('backbone') and s.size not in (None, 'nano', 'base'):
         idle['size'] = 'encoder_options name the backbone' # and of the words there is a small size and the usual one
     if s.head != 'sadlr': idle['iterations'] = f'the head {s.head!r} has none'
     if s.language not in (None, 'bert'):
@@ -393,7 +393,9 @@ def new_model(
         model = create_model(s.encoder, s.head, s.size, s.img_size, s.pretrained, s.language, tokenizer,
                              s.encoder_options, head_options)
     except ValueError as error:
-        if given.keys().isdisjoint(getattr(error, '__notes__', ())): raise # it is not about these options
+        part = getattr(error, 'argument', '') # of which it is; a head also fails for what the encoder was given
+        if not given or not part or part == 'encoder_options' and part not in given: raise
+        if any(f'{name}=' in str(error) for name in given): raise
         refuse(error)
     try: given and try_model(model)
     except (ValueError, RuntimeError, TypeError, ArithmeticError, LookupError, AttributeError, AssertionError) as error:

@@ -192,10 +192,11 @@ def run_table(
         except FloatingPointError as e: # what fastai says of the callback stands before it
             raise FloatingPointError(f'{name}, seed {seed}: ' + str(e).rpartition('\n\t')[-1]) from e
         rows = [dict(system=name, seed=seed) | row | dict(seconds=round(seconds)) for row in score_system(model, refer)]
-        folder, new = out/name/str(seed), out/name/f'{seed}.new'
-        with writing(new): model.save_pretrained(new)
-        shutil.rmtree(folder, ignore_errors=True)
-        os.replace(new, folder)
+        folder, new = out/name/str(seed), out/name/f'{seed}.{os.getpid()}' # another process may train it, too
+        with writing(new):
+            model.save_pretrained(new)
+            shutil.rmtree(folder, ignore_errors=True)
+            os.replace(new, folder)
         add_run(path, rows)
         print(f"{name}, seed {seed}: {seconds:.0f} s, oIoU {rows[rows[0]['trained'] - 1]['oIoU']:.1f}", flush=True)
     return read_results(path)

@@ -134,18 +134,23 @@ def noting_command(*words):
     command(*words)
 
 def test_command(root):
-    "Two processes, each with the environment that the launcher of the documents gives it"
+    "In two processes, each with the environment that the launcher of the documents gives to its own"
     write = 'import json, os; json.dump({**os.environ}, open(os.environ["RANK"] + ".json", "w"))'
     (root/'env.py').write_text(write)
-    done = subprocess.run([BIN/'accelerate', *'launch --multi_gpu --num_processes 2 --main_process_port 0 env.py'.split()],
-                          env=os.environ | {'CUDA_VISIBLE_DEVICES': ''}, cwd=root, capture_output=True, text=True)
+    launch = 'launch --multi_gpu --num_processes 2 --main_process_port 0 env.py'
+    done = subprocess.run([BIN/'accelerate', *launch.split()], env=os.environ | {'CUDA_VISIBLE_DEVICES': ''}, cwd=root,
+                          capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     given = [json.loads((root/f'{rank}.json').read_text()) for rank in range(2)]
     words = 'sadlr_train --n_images 12 --img_size 32 --bs 8 --epochs 2'.split()
     store = dict(TORCHELASTIC_USE_AGENT_STORE='False') # the launcher's has ended with it
-    ranks = [forked(noting_command, *words, cwd=root, out=root/f'{env["RANK"]}.out', err=root/f'{env["RANK"]}.err', **env | store)
-             for env in given]
-    for process in ranks: process.join()
+    def start(env):
+        out, err = (root/f'{env["RANK"]}.{name}' for name in ('out', 'err'))
+        return forked(noting_command, *words, cwd=root, out=out, err=err, **env | store)
+    ranks = list(map(start, given))
+    for process in ranks:
+        process.join(300) # one that waits for another that has died
+        process.kill()
     assert [process.exitcode for process in ranks] == [0, 0], (root/'0.err').read_text() + (root/'1.err').read_text()
     assert [p.name for p in root.glob('writes of *')] == ['writes of 0']
     calls = (root/'writes of 0').read_text().splitlines()

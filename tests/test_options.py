@@ -121,7 +121,7 @@ def test_trained_weights_of_which_some_are_nowhere(monkeypatch, tokenizer):
     "BERT's are found by a name alone; where nothing is found at all it is an error"
     options = dict(head='classifier', size='nano', img_size=64, pretrained=True, tokenizer=tokenizer)
     encoder = create_model(size='nano', img_size=64).encoder
-    with pytest.raises(ValueError, match='pretrained=True: leave it out, the encoder is built already'):
+    with pytest.raises(ValueError, match='pretrained=True: leave it out, the encoder is built already, and of words only'):
         create_model(encoder, **options)
     monkeypatch.setitem(ENCODERS, 'lavt', lambda *args, **options: encoder) # whose weights need no network
     with pytest.warns(UserWarning, match='the words start from random ones'): create_model('lavt', **options)
@@ -151,7 +151,8 @@ def test_numbers_that_can_mean_nothing(shell, option, values):
             assert_one_line(command, code, said)
 
 PARTS = ('{"channels": -1}', '{"channels": 0}', '{"channels": 1e30}', '{"channels": NaN}', '{"channels": "x"}',
-         '{"channels": 1.5}', '{"depths": [2]}', '{"depths": []}', '{"depths": [1, 1, 1, 1]}', '{"num_heads": [0, 0, 0, 0]}', '{"window_size": 0}',
+         '{"channels": 1.5}', '{"depths": [2]}', '{"depths": []}', '{"depths": [1, 1, 1, 1]}', '{"channels": 2}',
+          '{"num_heads": [0, 0, 0, 0]}', '{"window_size": 0}',
          '{"fusion_heads": 0}', '{"embed_dim": null}', '{"depths": [[-1]]}', '{"pretrained": true}', '{"": 1}',
          '['*10**5)
 

@@ -106,7 +106,7 @@ def test_sigterm(home, tmp_path, phase):
             os.dup2(write, 2)
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             setattr(where, name, act)
-            sys.argv = ['sadlr_train', *words_of(home/f'signal {phase}', save_every=1)]
+            sys.argv = ['sadlr_train', *words_of(home/f'signal {phase}', save_every=1, epochs=1)]
             cli.sadlr_train()
         except BaseException as error: os.write(2, repr(error).encode())
         finally: os._exit(99)
@@ -172,6 +172,7 @@ def test_full_disk(home, monkeypatch, moment):
     state = folder/'state.pt'
     assert ('--resume goes on' in said) == state.exists() and not list(folder.glob('state.pt.*'))
     if state.exists(): checkpoint.check_state(load_state(state), state)
+    if number in (errno.EDQUOT, errno.EROFS): return # what is left is that of the first
     train(folder, resume=True)
     assert_same_run(folder, home/'whole')
 

@@ -153,7 +153,21 @@ def test_mixtures_are_refused(learner, mix):
 def test_a_learner_of_ones_own_stops_at_the_first_number_that_is_none(learner):
     "Without a command, too; `lr_find` may go as far as it likes"
     with pytest.raises(FloatingPointError, match='the loss is (nan|inf).*take a lower learning rate'): learner().fit(2, 1e9)
-    with (learn := learner()).no_bar(): learn.lr_find(1e3, 1e9, num_it=6, stop_div=False, show_plot=False)
+    with (learn := learner()).no_bar():
+        learn.lr_find(1e3, 1e9, num_it=6, stop_div=False, show_plot=False)
+        with pytest.raises(FloatingPointError): learn.fit(1, cbs=Spoil())
+        learn.fit(1) # without the spoilt gradient of before
+
+class Spoil(Callback):
+    def after_backward(self): next(self.model.parameters()).grad.view(-1)[0] = float('nan')
+
+class Stop(Callback):
+    def before_step(self): raise KeyboardInterrupt
+
+def test_a_search_that_was_broken_off_leaves_the_guard_in_place(learner):
+    with (learn := learner()).no_bar():
+        with pytest.raises(KeyboardInterrupt), learn.added_cbs([Stop()]): learn.lr_find(num_it=6, show_plot=False)
+        with pytest.raises(FloatingPointError): learn.fit(2, 1e9)
 
 def test_epoch_without_scores(learner, capsys):
     "Both phases were cut short"

@@ -51,7 +51,7 @@ class Segmentation(NamedTuple):
 _WRAPPERS = re.compile(r'(\b(module|_orig_mod)\.)+') # what `DataParallel` and `torch.compile` add to names
 
 def _plain_names(names):
-    "Each name -> what it is without wrappers, where no other name is the same without them"
+    "Each name -> what it is without wrappers; names that would be one without them stay as they are"
     plain = {name: _WRAPPERS.sub('', name) for name in names}
     shared = {name for name, n in Counter(plain.values()).items() if n > 1}
     return {name: name if one in shared else one for name, one in plain.items()}
@@ -206,12 +206,14 @@ def make_part(
     "A part of the model, or an error that names the argument and the options that the class knows"
     try: return kind(*args, **options)
     except ValueError as e: # it says what is wrong, but not always where
-        e.add_note(argument)
+        e.argument = argument
         raise
     except (ArithmeticError, AssertionError, AttributeError, LookupError, RuntimeError, TypeError) as e:
         parameters = list(signature(kind).parameters.values())[len(args):]
         known = ', '.join(str(p.replace(annotation=p.empty, default=p.empty)) for p in parameters)
-        raise ValueError(f'{argument}={options}: {kind.__name__} takes {known} ({shorten(str(e), 200)})') from e
+        error = ValueError(f'{argument}={options}: {kind.__name__} takes {known} ({shorten(str(e), 200)})')
+        error.argument = argument
+        raise error from e
 
 # %% ../../nbs/29_models.build.ipynb #b1aaf2d1
 def create_model(
@@ -235,12 +237,11 @@ def create_model(
     name = encoder if isinstance(encoder, str) else None
     encoder_class = pick('encoder', name, ENCODERS) if name else None
     source = tokenizer if pretrained and language != 'gru' and isinstance(tokenizer, (str, Path)) else None
+    why = "'gru' has none" if language == 'gru' else 'only a tokenizer= that is a hub name or a folder brings some'
     if pretrained and not source and not name:
-        raise ValueError('pretrained=True: leave it out, the encoder is built already and no trained words are named: '
-                         'those of BERT come with tokenizer=, a hub name or a folder')
-    if pretrained and not source and language == 'bert':
-        warnings.warn('pretrained=True gives the encoder trained weights; the words start from random ones, since '
-                      'those of BERT come with tokenizer=, a hub name or a folder')
+        raise ValueError(f'pretrained=True: leave it out, the encoder is built already, and of words {why}')
+    if pretrained and not source and language != 'gru':
+        warnings.warn(f'pretrained=True: the encoder gets trained weights, the words start from random ones ({why})')
     if tokenizer is not None and (language == 'auto' or 'vocab_size' not in language_options):
         tokenizer = load_tokenizer(tokenizer)
         language_options = {'vocab_size': len(tokenizer), **language_options}

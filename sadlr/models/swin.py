@@ -94,8 +94,8 @@ class Swin(nn.Module):
         drop_path_rate:float=0., # drop path of the last block; the first has none
     ):
         super().__init__()
-        if len(num_heads) != len(depths):
-            raise ValueError(f'depths={depths}, num_heads={num_heads}: each stage takes a number in both')
+        if len(depths) > len(num_heads):
+            raise ValueError(f'depths={depths}, num_heads={num_heads}: each stage needs a number of heads')
         self.window_size = window_size
         self.dims = [embed_dim * 2**i for i in range(len(depths))]
         self.patch_embed = PatchEmbed(None, patch_size=4, embed_dim=embed_dim, norm_layer=nn.LayerNorm,
