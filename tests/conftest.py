@@ -1,4 +1,5 @@
 "What all tests share"
+import gc
 from functools import partial
 import pytest
 
@@ -11,6 +12,11 @@ TRAINING = 'test_systems', 'test_train', 'test_pressure', 'test_resume', 'test_d
 def pytest_collection_modifyitems(items):
     "What trains goes first: of the short files that are left each worker takes as many as it has time for"
     items.sort(key=lambda item: item.path.stem not in TRAINING)
+
+def pytest_collection_finish():
+    "A million objects of the imported libraries stay till the end: no collection need look at them again"
+    gc.collect()
+    gc.freeze()
 
 @pytest.fixture(autouse=True, scope='session')
 def one_row():

@@ -45,7 +45,9 @@ def save(tmp_path):
         return tmp_path/'lavt.pth'
     return save
 
-def same(a, b): return all(torch.equal(t, b.state_dict()[k]) for k, t in a.state_dict().items())
+def same(a, b):
+    theirs = b.state_dict()
+    return all(torch.equal(t, theirs[k]) for k, t in a.state_dict().items())
 
 def complaint(path, *parts, **options):
     "The one line in which `path` is refused; it names the file, and `parts`"

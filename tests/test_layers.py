@@ -57,8 +57,10 @@ def runtime():
     config.read(repo/'settings.ini')
     return installed_with(config['DEFAULT']['requirements'].split(), set())
 
+@pytest.fixture(scope='module')
+def sources(): return packages_distributions()
+
 @pytest.mark.parametrize('name', NUMBERS)
-def test_imports_are_required(name, runtime):
+def test_imports_are_required(name, runtime, sources):
     top = {i.split('.')[0] for i in imports(FILES[name])} - set(sys.stdlib_module_names) - {'sadlr'}
-    sources = packages_distributions()
     assert [t for t in top if runtime.isdisjoint(map(canonicalize_name, sources.get(t, [])))] == []

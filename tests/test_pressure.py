@@ -396,7 +396,7 @@ class Poison(Callback):
 def is_finite(state): return all(t.isfinite().all() for _, t in tensors_of(state) if t.is_floating_point())
 
 NUMBERS = { # options -> words of the line
-    '--lr=1e6': 'the loss is nan', '--lr=1e9': 'the loss is nan',
+    '--lr=1e6': 'the loss is nan',
     '--accumulate=2 --cbs=poison.Poison("gradient")': 'a gradient is not finite',
     '--accumulate=2 --cbs=poison.Poison("infinite_loss")': 'the loss is inf',
     '--cbs=poison.Poison("batch")': 'the loss is nan', '--workers=1 --cbs=poison.Poison("loss")': 'the loss is nan',

@@ -52,7 +52,7 @@ def overfit(model, data, steps=150, lr=3e-3):
     "Train until the oIoU, in eval mode, is above 94, to be safely above 90; the last oIoU, and the steps it took"
     groups, loss = param_groups(model), IterativeDiceLoss()
     for group, share in zip(groups, (.05, 1, 1)): group['lr'] = share*lr
-    opt = torch.optim.AdamW(groups)
+    opt = torch.optim.AdamW(groups, fused=True)
     for step in range(1, steps + 1):
         loss(model.train()(data.image, data.token_ids), data.truth).backward()
         opt.step()

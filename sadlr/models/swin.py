@@ -79,7 +79,7 @@ def init_weights(
     module:nn.Module, # one module; give the function itself to `model.apply`
 ):
     "Swin's initialisation of linear layers"
-    if isinstance(module, nn.Linear):
+    if isinstance(module, nn.Linear) and not module.weight.is_meta:  # nothing to fill there, and much to work out
         trunc_normal_(module.weight, std=.02)
         if module.bias is not None: nn.init.zeros_(module.bias)
 
