@@ -13,7 +13,7 @@ def model(): return bundled('shapes')
 
 @pytest.fixture(scope='module')
 def samples(tmp_path_factory):
-    refer = make_shapes(tmp_path_factory.mktemp('scenes'), n_images=20, seed=12345, level='relations')
+    refer = make_shapes(tmp_path_factory.mktemp('scenes'), n_images=10, seed=12345, level='relations')
     return refer_samples(refer, 'train')
 
 def test_finds_and_reads(model, samples):

@@ -90,7 +90,7 @@ def test_killed_run_goes_on(home, moment):
 
 def test_in_parts_and_half_precision(home, monkeypatch):
     monkeypatch.setattr(cli, 'precision_trouble', lambda *args: '') # fp16 may be emulated here
-    few = dict(root=home/'few', n_images=10, bs=4, epochs=1) # nine steps
+    few = dict(root=home/'few', n_images=10, img_size=32, bs=4, epochs=1) # nine steps
     options = few | dict(accumulate=2, precision='fp16', bert_dropout=.2, workers=1, save_every=1)
     train(home/'parts', **options)
     killed(home/'parts killed', 'at the seventh step', **options)
