@@ -390,8 +390,10 @@ def new_model(
         told = ', '.join(f'{name}={value}' for name, value in given.items())
         raise ValueError(f'{told}: there is no such model ({one_line(error)[:200]})') from error
     try:
-        model = create_model(s.encoder, s.head, s.size, s.img_size, s.pretrained, s.language, tokenizer,
-                             s.encoder_options, head_options)
+        with warnings.catch_warnings():
+            warnings.filterwarnings('ignore', 'Initializing zero-element') # the error says more
+            model = create_model(s.encoder, s.head, s.size, s.img_size, s.pretrained, s.language, tokenizer,
+                                 s.encoder_options, head_options)
     except ValueError as error:
         part = getattr(error, 'argument', '') # of which it is; a head also fails for what the encoder was given
         if not given or not part or part == 'encoder_options' and part not in given: raise

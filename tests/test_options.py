@@ -168,6 +168,10 @@ def test_parts_that_cannot_be_built(shell, option):
     assert code and 'encoder_options' in said.replace('-', '_') and len(said) < 1000, said
     assert_one_line('sadlr_train', code, said)
 
+def test_what_torch_says_of_a_layer_without_elements_is_not_passed_on(shell, recwarn):
+    code, said = shell('sadlr_train', '--n_images', 20, '--head=cgan', '--encoder_options={"channels": 1}')
+    assert 'there is no such model' in said and not [w for w in recwarn if 'zero-element' in str(w.message)]
+
 # --- any line
 
 WORDS = ['', ' ', '\t', 'NULL', '\u200b', '-1', '0', '1', '3', '20', '1e30', 'nan', 'NaN', 'inf', '-inf', HUGE,
