@@ -14,6 +14,7 @@ from inspect import signature
 from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
+import fastai.interpret # before ours: of a `plot_top_losses` for anything and ours, plum takes the later one
 import msgspec, torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, FilteredBase, TfmdDL
