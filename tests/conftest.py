@@ -21,7 +21,7 @@ def pytest_collection_finish():
 @pytest.fixture(autouse=True, scope='session')
 def one_row():
     "Drawing is more than half of a tiny training: the figure of a run has one row here, not six"
-    from sadlr import cli # not where nothing is tested, as in the process that only hands out the tests
+    from sadlr import training # not where nothing is tested, as in the process that only hands out the tests
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cli, 'iteration_figure', partial(cli.iteration_figure, n=1))
+        patch.setattr(training, 'iteration_figure', partial(training.iteration_figure, n=1))
         yield

@@ -10,7 +10,7 @@ from fastai.callback.core import Callback
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
 from forked import command, forked
-from sadlr import checkpoint, cli
+from sadlr import checkpoint, cli, training
 from sadlr.checkpoint import Checkpoint
 from sadlr.data.block import refer_dataloaders
 from sadlr.data.refer import Refer
@@ -129,7 +129,7 @@ def noted(name, write):
 
 def noting_command(*words):
     for module, name in [(checkpoint, 'save_state'), (checkpoint, 'save_scored'), (checkpoint, 'replace_file'),
-                         (cli, 'write_settings'), (cli, 'iteration_figure'), (cli.CSVLogger, 'before_fit')]:
+                         (training, 'write_settings'), (training, 'iteration_figure'), (training.CSVLogger, 'before_fit')]:
         setattr(module, name, noted(name, getattr(module, name)))
     command(*words)
 
@@ -162,6 +162,6 @@ def test_command(root):
     assert [row[0] for row in csv.reader((root/'runs/shapes/history.csv').open())] == ['epoch', '0', '1']
 
 def test_batch_that_cannot_be_shared(monkeypatch):
-    monkeypatch.setattr(cli, 'launched', lambda: SimpleNamespace(num_processes=2))
+    monkeypatch.setattr(training, 'launched', lambda: SimpleNamespace(num_processes=2))
     with pytest.raises(ValueError, match='bs=6 cannot be computed in accumulate=2 equal parts by each of 2 processes'):
         cli.sadlr_train(bs=6, accumulate=2)

@@ -3,13 +3,12 @@ import io, os, pickle, signal, struct, warnings, zlib
 from functools import partial
 from types import SimpleNamespace
 import numpy as np, pytest, torch
+import sadlr.data.block as block # before fastai's, as a user may
 from fastai.interpret import ClassificationInterpretation, Interpretation
 from PIL import Image
 from tokenizers import Tokenizer, models, pre_tokenizers, processors, trainers
 from torch.utils.data import get_worker_info
 from transformers import PreTrainedTokenizerFast
-import sadlr.data.block as block
-from sadlr.cli import check_settings, start_model, train_settings
 from sadlr.data.block import Normalise, ReadImage, Sample, refer_block, refer_dataloaders, refer_samples
 from sadlr.data.shapes import make_shapes
 from sadlr.demo import demo
@@ -20,6 +19,7 @@ from sadlr.losses import IterativeCrossEntropy, IterativeDiceLoss
 from sadlr.models.build import ReferSegmenter, bundled, create_model
 from sadlr.preprocess import (IMAGENET, Preprocessing, check_words, image_tensor, load_tokenizer, open_image,
                               phrase_fault, square_pixels, tokenize, unknown_words, word_tokenizer)
+from sadlr.training import Training, check_training, start_model
 from sadlr.visualize import overlay
 
 RAMP = np.arange(256).reshape(16, 16)            # every byte once
@@ -472,12 +472,12 @@ def test_accents_from_the_command_line(tmp_path, name, words):
     "The vocabulary of a training, and of the model that it saves"
     phrases = ['con bò', 'con bọ', 'con bo']
     refs = [SimpleNamespace(sentences=[SimpleNamespace(raw=phrase)]) for phrase in phrases]
-    settings = train_settings(tokenizer=name, img_size=32)
+    settings = Training(tokenizer=name, img_size=32)
     start_model(settings, SimpleNamespace(refs=lambda split: refs)).save_pretrained(tmp_path)
     ids = tokenize(phrases, ReferSegmenter.from_pretrained(tmp_path).tokenizer)[0]
     assert len({tuple(row) for row in ids.tolist()}) == words - 1 and ids.max() == 5 + words - 1
     with pytest.raises(ValueError, match="'auto' starts from trained weights"):
-        check_settings(train_settings(tokenizer=name, language='auto', encoder='timm', pretrained=True))
+        check_training(Training(tokenizer=name, language='auto', encoder='timm', pretrained=True))
 
 # errors in workers
 

@@ -8,7 +8,7 @@ from tokenizers.models import WordLevel
 from tokenizers.pre_tokenizers import Whitespace
 from transformers import CONFIG_MAPPING, AutoModel, PreTrainedTokenizerFast
 from sadlr.checkpoint import load_state, save_scored, save_state
-from sadlr.cli import check_vocabulary
+from sadlr.training import check_vocabulary
 from sadlr.models.build import ReferSegmenter, create_model
 from sadlr.models.language import BertEncoder, TextEncoder, create_language
 from sadlr.preprocess import MAX_WORDS, tokenize, word_tokenizer

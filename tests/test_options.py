@@ -3,11 +3,11 @@ import io, json, os, random, sys
 from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
 import pytest, torch
-from sadlr import cli
-from sadlr.cli import check_idle, check_parts, train_settings
+from sadlr import cli, training
 from sadlr.data import shapes
 from sadlr.models.build import ENCODERS, create_model
 from sadlr.preprocess import word_tokenizer
+from sadlr.training import LIMITS, Training, check_idle, check_parts, check_resumed, decided, open_data, start_model
 
 COMMANDS = [name for name in vars(cli) if name.startswith('sadlr_')]
 
@@ -33,8 +33,9 @@ def home(tmp_path_factory):
 def shell(home, monkeypatch):
     "What a command writes to standard error and its exit status; the work itself is left out"
     monkeypatch.chdir(home)
-    for name in 'run_table', 'get_data', 'evaluate', 'save_predictions', 'cost_table', 'refer_learner':
+    for name in 'run_table', 'get_data', 'evaluate', 'save_predictions', 'cost_table':
         monkeypatch.setattr(cli, name, done)
+    monkeypatch.setattr(training, 'refer_learner', done)
     monkeypatch.setattr(shapes, 'write_scenes', done)
     def run(command, *words):
         monkeypatch.setattr(sys, 'argv', [f'/usr/bin/{command}', *map(str, words)])
@@ -95,26 +96,26 @@ def test_option_that_acts(shell, line):
 
 def test_settings_hold_what_acts(home):
     "None stands where nothing was used, and a given option always stays"
-    s = train_settings(dataset='refcoco')
+    s = Training(dataset='refcoco')
     assert (s.n_images, s.data_seed, s.iterations, s.tokenizer) == (None, None, 3, 'bert-base-uncased')
-    s = train_settings(start='somewhere', head='cgan')
+    s = Training(start='somewhere', head='cgan')
     own = 'encoder', 'size', 'language', 'pretrained', 'tokenizer', 'iterations'
     assert {getattr(s, name) for name in own} == {None}
-    assert train_settings(start='somewhere', tokenizer='words').tokenizer == 'words'
-    s = train_settings()
+    assert Training(start='somewhere', tokenizer='words').tokenizer == 'words'
+    s = Training()
     assert (s.n_images, s.data_seed, s.encoder, s.iterations, s.language) == (2000, 0, 'lavt', 3, 'bert')
 
 def test_started_run_records_the_models_parts(home):
-    s = train_settings(root=home/'data', n_images=20, start=str(home/'sadlr'))
-    cli.start_model(s, cli.open_data(s))
+    s = Training(root=home/'data', n_images=20, start=str(home/'sadlr'))
+    s = decided(s, start_model(s, open_data(s)))
     config = json.loads((home/'sadlr'/'config.json').read_text())
     assert [getattr(s, n) for n in ('encoder', 'size', 'language', 'img_size')] == ['lavt', 'nano', 'bert', 32]
     assert s.encoder_options == config['encoder_options'] and s.tokenizer is s.pretrained is None
 
 def test_a_size_beside_a_backbone():
-    s = train_settings(encoder='timm', encoder_options=dict(backbone='resnet18'), size='large')
+    s = Training(encoder='timm', encoder_options=dict(backbone='resnet18'), size='large')
     with pytest.raises(ValueError, match="size='large': leave it out, encoder_options name the backbone"): check_idle(s)
-    for size in 'nano', 'base': check_idle(train_settings(**vars(s) | dict(size=size)))
+    for size in 'nano', 'base': check_idle(Training(**vars(s) | dict(size=size)))
 
 @pytest.mark.parametrize('tokenizer', [None, word_tokenizer(['the red star'])])
 def test_trained_weights_of_which_some_are_nowhere(monkeypatch, tokenizer):
@@ -128,17 +129,17 @@ def test_trained_weights_of_which_some_are_nowhere(monkeypatch, tokenizer):
 
 def test_older_runs_go_on(home):
     "Their settings hold values of options that did not act; those are not compared"
-    s = train_settings(root=home/'data', n_images=20, start=str(home/'sadlr'))
+    s = Training(root=home/'data', n_images=20, start=str(home/'sadlr'))
     now = json.loads(json.dumps(vars(s), default=str))
-    cli.check_resumed(s, now | dict(tokenizer='words', pretrained=False, size='nano', encoder='lavt', language='bert'))
-    with pytest.raises(ValueError, match='begun with lr=1'): cli.check_resumed(s, now | dict(lr=1.))
+    check_resumed(s, now | dict(tokenizer='words', pretrained=False, size='nano', encoder='lavt', language='bert'))
+    with pytest.raises(ValueError, match='begun with lr=1'): check_resumed(s, now | dict(lr=1.))
 
 # --- numbers
 
 HUGE = '1' + '0'*30
 
 @pytest.mark.parametrize('option, values', [(name, (str(low - 1), HUGE, '-' + HUGE, 'nan', '9'*5000, ''))
-                                            for name, (low, _) in cli.LIMITS.items()], ids=list(cli.LIMITS))
+                                            for name, (low, _) in LIMITS.items()], ids=list(LIMITS))
 def test_numbers_that_can_mean_nothing(shell, option, values):
     "In every command that has the option, it is named, before anything is read"
     takers = [name for name in COMMANDS if option in signature(getattr(cli, name)).parameters]

@@ -6,7 +6,7 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from forked import command, forked
 from safetensors.torch import load_file
-from sadlr import checkpoint, cli, experiments, files
+from sadlr import checkpoint, cli, experiments, files, training
 from sadlr.checkpoint import load_state, tensors_of
 from test_distributed import two_processes
 from test_resume import assert_same_run, history, home, killed, options_of, train
@@ -67,21 +67,21 @@ def test_one_run_in_a_folder(home):
     run = start(out, '--resume', **options)
     run.kill()
     assert end_of(run) == -signal.SIGKILL
-    with cli.own_folder(out): pass
+    with training.own_folder(out): pass
 
 def test_where_nothing_can_be_locked(tmp_path, monkeypatch, capsys):
     "A network share without locks: it is said, and the training goes on"
     def refuse(number): monkeypatch.setattr(files.FileLock, 'acquire', Disk(number).refuse)
     for number in errno.ENOSYS, errno.ENOLCK, errno.ENOTSUP:
         refuse(number)
-        with cli.own_folder(tmp_path/'run'): (tmp_path/'run'/'file').touch()
+        with training.own_folder(tmp_path/'run'): (tmp_path/'run'/'file').touch()
         assert 'cannot be locked' in capsys.readouterr().out
         experiments.add_run(tmp_path/'runs.csv', [dict(system='a', seed=number, iteration=1, trained=1)])
         assert 'cannot be locked' in capsys.readouterr().out
     assert len(experiments.read_results(tmp_path/'runs.csv')) == 3
     refuse(errno.EACCES)
     with pytest.raises(PermissionError):
-        with cli.own_folder(tmp_path/'run'): pass
+        with training.own_folder(tmp_path/'run'): pass
 
 def test_failed_start_leaves_no_folder(home):
     assert 'pico' in told(*words_of(home/'none', '--split_by=pico')) and not (home/'none').exists()
@@ -91,9 +91,9 @@ def test_failed_start_leaves_no_folder(home):
 def act(*args, **kwargs): os.kill(os.getpid(), signal.SIGTERM)
 
 PHASES = { # object, function, what is left
-    'data': (cli, 'open_data', 'no state is in'), 'step': (torch.optim.AdamW, 'step', 'no state is in'),
+    'data': (training, 'open_data', 'no state is in'), 'step': (torch.optim.AdamW, 'step', 'no state is in'),
     'validation': (Learner, '_do_epoch_validate', '--resume goes on'),
-    'figure': (cli, 'iteration_figure', '--resume goes on'), 'scores': (cli, 'evaluate', '--resume goes on'),
+    'figure': (training, 'iteration_figure', '--resume goes on'), 'scores': (training, 'evaluate', '--resume goes on'),
     'state': (checkpoint, 'replace_file', 'no state is in')}
 
 @pytest.mark.parametrize('phase', PHASES)
@@ -264,7 +264,7 @@ def test_pictures_that_cannot_be_meant(home, tmp_path, monkeypatch):
 def test_output_that_goes_nowhere(home, monkeypatch):
     "A full disk below the log, or nobody who reads the pipe: what is wrong, and how to go on"
     for number in errno.ENOSPC, errno.EPIPE:
-        monkeypatch.setattr(cli, 'print', Disk(number).refuse, raising=False)
+        monkeypatch.setattr(training, 'print', Disk(number).refuse, raising=False)
         said = told(*words_of(home/f'nowhere {number}'))
         assert f'what it prints or records was not written: {os.strerror(number)}; no state is in' in said
 
@@ -417,7 +417,7 @@ def test_numbers_that_are_none(home, monkeypatch, tmp_path, more):
 
 def test_scaler_may_leave_out_steps(home, monkeypatch):
     "In fp16 a gradient that overflows is no reason to stop"
-    monkeypatch.setattr(cli, 'precision_trouble', lambda *args: '')
+    monkeypatch.setattr(training, 'precision_trouble', lambda *args: '')
     out = home/'overflow'
     train(out, root=home/'few', n_images=10, precision='fp16', cbs='test_pressure.Overflow', epochs=1)
     assert is_finite(load_file(out/'model/model.safetensors'))

@@ -14,7 +14,8 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 from sadlr.callbacks import bare_model, emulated, supervised_maps
 from sadlr.checkpoint import Checkpoint, read_scores
-from sadlr.cli import named_callbacks, sadlr_train
+from sadlr.cli import sadlr_train
+from sadlr.training import named_callbacks
 from sadlr.data.block import refer_dataloaders, refer_samples
 from sadlr.data.shapes import make_shapes
 from sadlr.evaluate import evaluate

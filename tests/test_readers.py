@@ -2,7 +2,7 @@
 import json, pickle
 import pytest
 from PIL import Image
-from sadlr.cli import begun_options
+from sadlr.training import begun_options
 from sadlr.data.custom import polygon_parts, read_phrases, read_table, refer_from_coco, refer_from_table
 from sadlr.data.download import check_data
 from sadlr.data.refer import Refer, read_instances, read_refs

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest, torch
 from forked import command, forked
 from safetensors.torch import load_file
-from sadlr import checkpoint, cli, files
+from sadlr import checkpoint, cli, files, training
 from sadlr.data.shapes import make_shapes
 from sadlr.models.build import create_model
 from sadlr.preprocess import word_tokenizer
@@ -41,7 +41,7 @@ MOMENTS = { # where the process is killed: object, function, at which call, what
     'while the state is written': (torch, 'save', 4, write_half),
     'between the state and the model of an epoch': (checkpoint, 'save_scored', 1, kill),
     'between the files of the model': (checkpoint, 'replace_file', 6, kill),
-    'after the last epoch': (cli, 'iteration_figure', 1, kill)}
+    'after the last epoch': (training, 'iteration_figure', 1, kill)}
 
 def killed(folder, moment, **options):
     "Train in a process of its own that is killed at that moment"
@@ -89,7 +89,7 @@ def test_killed_run_goes_on(home, moment):
     assert_same_run(folder, home/'whole')
 
 def test_in_parts_and_half_precision(home, monkeypatch):
-    monkeypatch.setattr(cli, 'precision_trouble', lambda *args: '') # fp16 may be emulated here
+    monkeypatch.setattr(training, 'precision_trouble', lambda *args: '') # fp16 may be emulated here
     few = dict(root=home/'few', n_images=10, img_size=32, bs=4, epochs=1) # nine steps
     options = few | dict(accumulate=2, precision='fp16', bert_dropout=.2, workers=1, save_every=1)
     train(home/'parts', **options)

@@ -8,7 +8,8 @@ from fastai.callback.progress import ProgressCallback
 from fastai.callback.training import BnFreeze, ShortEpochCallback, bn_types
 from fastai.torch_core import set_seed
 from safetensors.torch import load_file
-from sadlr.cli import open_data, sadlr_evaluate, sadlr_train, start_model, train_settings, training_loaders
+from sadlr.cli import sadlr_evaluate, sadlr_train
+from sadlr.training import Training, open_data, start_model, training_loaders
 from sadlr.data.block import refer_dataloaders
 from sadlr.data.refer import Refer
 from sadlr.data.shapes import make_shapes
@@ -56,7 +57,7 @@ def test_only_the_data_set_differs(train):
 
 def test_tiny_trains(root):
     "Swin-T and BERT-base by the options of RefCOCO: one step of two parts reaches every layer"
-    s = train_settings(root=root, dataset='refcoco', size='tiny', img_size=64, tokenizer='words', pretrained=False, bs=4,
+    s = Training(root=root, dataset='refcoco', size='tiny', img_size=64, tokenizer='words', pretrained=False, bs=4,
                        accumulate=2, checkpoint=True)
     set_seed(0)
     model = start_model(s, refer := open_data(s))
@@ -78,14 +79,14 @@ def test_several_data_sets_train_together(train, root, tmp_path, capsys):
 @pytest.mark.parametrize('precision', ['bf16', 'fp16'])
 def test_16_bits_train(train, monkeypatch, precision):
     "Where a CPU emulates them the command refuses; here it may"
-    monkeypatch.setattr('sadlr.cli.precision_trouble', lambda *args: '')
+    monkeypatch.setattr('sadlr.training.precision_trouble', lambda *args: '')
     out = train(f'--size nano --epochs 1 --bs 8 --img_size 32 --precision {precision}')
     assert all(t.isfinite().all() for t in load_file(out/'model'/'model.safetensors').values())
 
 def test_paper_recipe_is_the_default_for_every_refer_data_set():
     "Section 4.2 and design.md"
     for dataset, partition in [('refcoco', 'unc'), ('refcoco+', 'unc'), ('refcocog', 'umd'), ('mine', 'own')]:
-        s = train_settings(dataset=dataset)
+        s = Training(dataset=dataset)
         assert (s.encoder, s.head, s.size, s.iterations, s.img_size) == ('lavt', 'sadlr', 'base', 3, 480)
         assert (s.language, s.tokenizer, s.pretrained, s.loss) == ('bert', 'bert-base-uncased', True, 'dice')
         assert (s.lr, s.wd, s.bs, s.epochs, s.split_by, s.out) == (5e-5, 1e-2, 32, 40, partition, Path('runs')/dataset)
@@ -115,7 +116,7 @@ def test_lavts_habits(train, root):
     "Frozen layers stay as they were, the loss is the cross-entropy, and no dropout is drawn"
     line = '--size nano --epochs 1 --bs 8 --img_size 32 --bert_layers 1 --bert_dropout 0 --loss cross_entropy'
     out = train(line)
-    s = train_settings(root=root, n_images=10, size='nano', img_size=32, bert_layers=1, bert_dropout=0.)
+    s = Training(root=root, n_images=10, size='nano', img_size=32, bert_layers=1, bert_dropout=0.)
     set_seed(s.seed, reproducible=True)
     before, after = start_model(s, open_data(s)).state_dict(), load_file(out/'model'/'model.safetensors')
     changed = {name for name in before if not torch.equal(before[name], after[name])}
