@@ -61,7 +61,8 @@ from .data.block import refer_samples
 from .data.download import check_data, get_data
 from .data.refer import PARTITIONS, Refer
 from .data.shapes import make_shapes
-from .evaluate import evaluate, published, read_published, shuffle_phrases
+from .evaluation import evaluate, shuffle_phrases
+from .published import published, read_published
 from .experiments import Recipe, run_table, summarise_table, tables
 from .files import NotWritten, write_file
 from .metrics import named_protocol

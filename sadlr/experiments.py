@@ -28,7 +28,8 @@ from matplotlib.figure import Figure
 from .data.block import refer_dataloaders, refer_samples
 from .data.refer import Refer
 from .data.shapes import make_shapes
-from .evaluate import evaluate, read_published
+from .evaluation import evaluate
+from .published import read_published
 from .files import file_lock, read_json, replace_file, write_file, writing
 from .learner import refer_learner
 from .models.build import ReferSegmenter, create_model

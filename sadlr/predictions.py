@@ -18,7 +18,7 @@ from pycocotools import mask as coco_mask
 
 from .data.block import refer_samples
 from .data.refer import ID, RLE, Ref, Refer, union_rle
-from .evaluate import predict_masks
+from .evaluation import predict_masks
 from .files import read_json, write_file, writing
 from .metrics import named_protocol, summarise
 from .models.build import ReferSegmenter
@@ -145,7 +145,7 @@ def score_predictions(
     refer:Refer,
     split:str,
     protocol:str='lavt',              # a name in `sadlr.metrics.PROTOCOLS`
-) -> list[dict[str, float]]:          # one dict of scores per iteration, as from `sadlr.evaluate.evaluate`
+) -> list[dict[str, float]]:          # one dict of scores per iteration, as from `evaluate`
     "P@X, mIoU and oIoU of each iteration over all sentences of a split"
     rules, pairs, counts, last = named_protocol(protocol), match_predictions(predictions, refer, split), [], None
     side = None if rules.original_size else network_side(pairs[0][1][0])

@@ -26,7 +26,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from .callbacks import CHECKPOINTED, checkpoint_blocks
-from .evaluate import read_published
+from .published import read_published
 from .losses import IterativeDiceLoss
 from .models.build import ReferSegmenter, create_model
 from .preprocess import MAX_WORDS

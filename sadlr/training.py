@@ -42,7 +42,7 @@ from .data.joint import Joint
 from .data.refer import PARTITIONS, Refer
 from .data.shapes import make_shapes
 from .distributed import distributed, launched
-from .evaluate import evaluate
+from .evaluation import evaluate
 from .files import file_lock, read_json, write_file, writing
 from .learner import PRECISIONS, refer_learner
 from .losses import LOSSES

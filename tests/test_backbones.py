@@ -7,7 +7,7 @@ from torch import nn
 from sadlr import cli
 from sadlr.data.block import refer_dataloaders, refer_samples
 from sadlr.data.shapes import make_shapes
-from sadlr.evaluate import evaluation_loader
+from sadlr.evaluation import evaluation_loader
 from sadlr.explain import trace
 from sadlr.learner import refer_learner
 from sadlr.models.build import ReferSegmenter, bundled, create_model

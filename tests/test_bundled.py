@@ -4,7 +4,7 @@ from PIL import Image
 
 from sadlr.data.block import refer_samples
 from sadlr.data.shapes import draw_scene, make_shapes
-from sadlr.evaluate import evaluate, shuffle_phrases
+from sadlr.evaluation import evaluate, shuffle_phrases
 from sadlr.models.build import BUNDLED, bundled
 from sadlr.profile import count_macs
 

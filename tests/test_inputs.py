@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from sadlr.data.block import Normalise, ReadImage, Sample, refer_block, refer_dataloaders, refer_samples
 from sadlr.data.shapes import make_shapes
 from sadlr.demo import demo
-from sadlr.evaluate import evaluate
+from sadlr.evaluation import evaluate
 from sadlr.explain import trace
 from sadlr.learner import refer_learner
 from sadlr.losses import IterativeCrossEntropy, IterativeDiceLoss

@@ -9,7 +9,7 @@ from packaging.utils import canonicalize_name
 
 repo = Path(__file__).parent.parent
 LOW = 'sadlr.models', 'sadlr.losses', 'sadlr.metrics', 'sadlr.visualize', 'sadlr.preprocess'
-FORBIDDEN_TO_LOW = ('sadlr.data', 'sadlr.callbacks', 'sadlr.learner', 'sadlr.evaluate', 'sadlr.profile', 'sadlr.checkpoint',
+FORBIDDEN_TO_LOW = ('sadlr.data', 'sadlr.callbacks', 'sadlr.learner', 'sadlr.evaluation', 'sadlr.profile', 'sadlr.checkpoint',
                     'sadlr.distributed', 'sadlr.predictions', 'sadlr.experiments', 'sadlr.explain', 'sadlr.demo', 'sadlr.cli',
                     'sadlr.training')
 

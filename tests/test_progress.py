@@ -18,7 +18,7 @@ from sadlr.cli import sadlr_train
 from sadlr.training import named_callbacks
 from sadlr.data.block import refer_dataloaders, refer_samples
 from sadlr.data.shapes import make_shapes
-from sadlr.evaluate import evaluate
+from sadlr.evaluation import evaluate
 from sadlr.learner import param_groups, refer_learner
 from sadlr.models.build import ReferSegmenter, bundled, create_model
 from sadlr.preprocess import word_tokenizer

@@ -10,7 +10,8 @@ from sadlr import cli
 from sadlr.data.block import Sample, refer_samples
 from sadlr.data.refer import PARTITIONS
 from sadlr.data.shapes import make_shapes
-from sadlr.evaluate import evaluate, predict_masks, published, read_published
+from sadlr.evaluation import evaluate, predict_masks
+from sadlr.published import published, read_published
 from sadlr.metrics import IoURecord, score, summarise
 from sadlr.models.build import create_model
 from sadlr.predictions import read_predictions, save_predictions, score_predictions

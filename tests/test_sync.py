@@ -1,5 +1,5 @@
 "What is generated, or said twice, agrees with its source"
-import re, subprocess
+import re, subprocess, sys
 from configparser import ConfigParser
 from importlib import import_module
 from pathlib import Path
@@ -30,3 +30,12 @@ def test_version():
 def test_command_exists(command):
     module, function = command.split('=')[1].split(':')
     assert callable(getattr(import_module(module), function))
+
+def test_front_door():
+    "Every name is that of its room, whatever was imported before; until one is asked for, nothing heavy is imported"
+    for name in sadlr.__all__:
+        assert getattr(sadlr, name) is getattr(import_module(f'sadlr.{sadlr._ROOMS[name]}'), name)
+        assert name in dir(sadlr) and name not in {path.stem for path in (repo/'sadlr').glob('*.py')}
+    with pytest.raises(AttributeError, match="'sadlr' has no attribute 'nothing'"): sadlr.nothing
+    light = "import sadlr, sys; assert sys.modules.keys().isdisjoint(['torch', 'fastai', 'timm', 'transformers', 'numpy'])"
+    subprocess.run([sys.executable, '-c', light], check=True)
