@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['ENCODERS', 'ENCODER_SIZES', 'HEADS', 'LANGUAGE_SIZES', 'BERT_OPTIONS', 'BUNDLED', 'Segmentation', 'ReferSegmenter',
-           'pick', 'make_part', 'create_model', 'read_config', 'check_fit', 'load_strictly', 'load_folder', 'bundled']
+           'pick', 'make_part', 'create_model', 'bundled']
 
 # %% ../../nbs/29_models.build.ipynb #874a5881
 import json
