@@ -266,6 +266,7 @@ def one_line(
     "What an error says, without fastai's words about the callback that met it"
     return ' '.join(re.sub('^Exception occured in `.*` when calling event `.*`:', '', str(error)).split())
 
+# %% ../nbs/46_training.ipynb #4dc5d38b
 @torch.no_grad()
 def try_model(
     model:ReferSegmenter,  # new, in training mode
@@ -315,6 +316,7 @@ def trained_model(
     load_strictly(resized, model.state_dict(), f'{t.start} at img_size={t.img_size}')
     return resized
 
+# %% ../nbs/46_training.ipynb #3cd90c67
 def decided(
     t:Training,
     model:ReferSegmenter,  # that it starts with
@@ -423,6 +425,7 @@ def begun_options(
     told = f'{file} does not say how the run was begun ({reason})'
     raise ValueError(f'{told}: bring it back, or remove {out} to begin again')
 
+# %% ../nbs/46_training.ipynb #72e70fff
 def check_resumed(
     t:Training,    # with what its model decides
     begun:dict,    # of `begun_options`
@@ -485,6 +488,7 @@ def iteration_figure(
         rows.append((np.asarray(image), model.segment(image, phrase).iterations, phrase, refer.mask(ref)))
     return show_strips(rows)
 
+# %% ../nbs/46_training.ipynb #e841f956
 def run_summary(
     t:Training,
     seconds:list[float],  # of each epoch
@@ -526,6 +530,7 @@ def finish_run(
     print(run_summary(t, [row['seconds'] for row in saving.rows]), next_commands(t, refer), sep='\n')
     print(f'written to {t.out}: model/ settings.json history.csv iterations.png')
 
+# %% ../nbs/46_training.ipynb #eac194f5
 def run_training(
     t:Training,
     named:list[Callback],  # besides its own
