@@ -73,9 +73,13 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         encoder:nn.Module,  # (image, words, token_mask) -> features
         head:nn.Module,     # (features, words, token_mask) -> raw score maps
         tokenizer=None,     # of `transformers`, or where to find it: a hub name or a folder, looked up on first use
+        config:Mapping|None=None, # options of `create_model` that make the parts anew; `None`: put together by hand,
+                            # photos are resized to 480 pixels and normalised as the encoder says, or as ImageNet's
     ):
         super().__init__()
         self.language, self.encoder, self.head, self.tokenizer = language, encoder, head, tokenizer
+        by_hand = dict(img_size=480, preprocessing=getattr(encoder, 'preprocessing', IMAGENET))
+        self.config = by_hand if config is None else dict(config)
 
     @property
     def tokenizer(self):
@@ -136,6 +140,9 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
 
     def _save_pretrained(self, folder:Path):
         "Write config.json, model.safetensors and the tokenizer's files, or its name while it has not been needed"
+        if 'encoder' not in self.config:
+            raise ValueError('this model was put together by hand, and no file says of what: make it with create_model('
+                             'encoder=...) to save it, or save its state_dict()')
         config = {**self.config, 'head_options': {**self.config['head_options']}}
         for head in self.head.modules(): # it may be wrapped
             if isinstance(head, SADLRHead): config['head_options']['iterations'] = head.iterations
@@ -260,13 +267,11 @@ def create_model(
         encoder = make_part('encoder_options', encoder_class, size, words.dim, img_size, pretrained, **encoder_options)
     head_module = make_part('head_options', head_class, encoder.channels, words.dim, **head_options)
     preprocessing = _preprocessing(preprocessing or getattr(encoder, 'preprocessing', IMAGENET))
-    model = ReferSegmenter(words, encoder, head_module, tokenizer)
-    model.config = dict(encoder=name, head=head, size=size, img_size=img_size, language=language,
-                        encoder_options=dict(encoder_options), head_options=dict(head_options),
-                        language_options=language_options, preprocessing=dict(
-                            mean=[*preprocessing.mean], std=[*preprocessing.std],
-                            interpolation=preprocessing.interpolation))
-    return model
+    config = dict(encoder=name, head=head, size=size, img_size=img_size, language=language,
+                  encoder_options=dict(encoder_options), head_options=dict(head_options),
+                  language_options=language_options, preprocessing=dict(
+                      mean=[*preprocessing.mean], std=[*preprocessing.std], interpolation=preprocessing.interpolation))
+    return ReferSegmenter(words, encoder, head_module, tokenizer, config)
 
 @patch(as_prop=True)
 def preprocessing(self:ReferSegmenter) -> Preprocessing:
