@@ -17,7 +17,6 @@ import textwrap
 import warnings
 from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -96,7 +95,7 @@ def recipe(
     return values
 
 # %% ../nbs/46_training.ipynb #0d460d8d
-@dataclass
+@dataclass(frozen=True)
 class Training:
     "Everything that a run depends on; what is left out is as the recipe of its data set says"
     root:Path=Path('data')     # folder of the data sets
@@ -110,8 +109,8 @@ class Training:
     head:str='sadlr'           # 'sadlr', 'cgan' or 'classifier'
     size:str=None              # 'nano', 'tiny', 'small', 'base' or 'large'; none, here and below: as the recipe says
     iterations:int=None        # of the SADLR head; none: 3
-    encoder_options:dict=None  # of its class, as JSON: '{"depths": [2, 4, 2]}', '{"backbone": "resnet50"}'
-    head_options:dict=None     # of its class, as JSON: '{"update": "replace"}'
+    encoder_options:dict=None  # of its class; in a shell JSON: '{"depths": [2, 4, 2]}', '{"backbone": "resnet50"}'
+    head_options:dict=None     # of its class; in a shell JSON: '{"update": "replace"}'
     img_size:int=None          # side of the square that images are resized to
     language:str=None          # 'bert', 'gru', or 'auto': the text encoder that TOKENIZER names; none: 'bert'
     tokenizer:str=None         # a hub name, a folder, 'words' of the training phrases, or 'words-accents', with accents
@@ -136,11 +135,14 @@ class Training:
     seed:int=0                 # of the initial weights and of every draw
 
     def __post_init__(self):
-        if self.start: self.start = str(self.start)
-        self.encoder_options, self.head_options = self.encoder_options or {}, self.head_options or {}
-        for name, value in recipe(self).items():
-            if getattr(self, name) is None: setattr(self, name, value)
-        self.root, self.out = Path(self.root), Path(self.out)
+        values = vars(self)  # of a frozen object; only here they are filled in
+        values.update(start=self.start and str(self.start), dataset=str(self.dataset))
+        for name in ('encoder_options', 'head_options'):
+            values[name] = values[name] or {}
+            if not isinstance(values[name], dict):
+                raise ValueError(f'{name}={values[name]!r}: it takes a dict of options')
+        values.update({name: value for name, value in recipe(self).items() if values[name] is None})
+        values.update(root=Path(self.root), out=Path(self.out))
 
 # %% ../nbs/46_training.ipynb #3d08470e
 LIMITS = dict(  # the least and the most of a number

@@ -495,8 +495,8 @@ def test_a_cut_photo_is_one_line(dls, cut, num_workers, options):
         [*dls.test_dl(cut, num_workers=num_workers, **options)]
     assert '\n' not in str(caught.value)
 
-def test_a_cut_photo_in_spawned_workers(cut, dls):
-    "They get all by pickle, and give an error back in the same way"
+def test_a_cut_photo_by_pickle(cut, dls):
+    "By which spawned workers get everything, and give an error back"
     loader = pickle.loads(pickle.dumps(dls.test_dl(cut, num_workers=1)))
     with pytest.raises(ValueError, match='cut.png is no image that can be read') as caught: [*loader]
     assert '\n' not in str(pickle.loads(pickle.dumps(caught.value)))

@@ -56,7 +56,7 @@ def test_a_whole_model_is_exported():
     assert all(p.grad is not None for name, p in model.encoder.named_parameters())
 
 @pytest.mark.parametrize('encoder, world, side', [ # a size of its own each, so that nothing has been made for it before
-    ('lavt', infer, 72), ('lavt', fake, 80), ('vlt', fake, 96), ('lts', fake, 104), ('timm', fake, 56)])
+    ('lavt', infer, 72), ('lavt', fake, 80), ('vlt', fake, 96), ('lts', export, 104), ('timm', fake, 56)])
 def test_no_tensor_outlives_the_world_it_was_made_in(encoder, world, side):
     "After a trace, a pass of inference or one of fakes, the encoder answers and learns"
     options = dict(backbone='swin_tiny_patch4_window7_224') if encoder == 'timm' else dict(depths=(2, 1, 1))
