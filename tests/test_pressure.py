@@ -121,6 +121,7 @@ class AtImport:
     def find_spec(self, name, *args):
         if name == 'fastai': os.kill(os.getpid(), signal.SIGINT)
 sys.argv = ['/usr/bin/sadlr_evaluate']
+signal.signal(signal.SIGINT, signal.default_int_handler) # a shell lets it be ignored in what it starts with an &
 sys.meta_path.insert(0, AtImport())
 import sadlr.cli
 '''
