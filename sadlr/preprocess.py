@@ -7,7 +7,11 @@ __all__ = ['SPECIAL_TOKENS', 'MAX_WORDS', 'IMAGENET', 'word_tokenizer', 'load_pr
            'check_words', 'unknown_words', 'open_image', 'Preprocessing', 'image_tensor']
 
 # %% ../nbs/06_preprocess.ipynb #0545d1c8
-import json, os, re, unicodedata, warnings
+import json
+import os
+import re
+import unicodedata
+import warnings
 from collections import Counter
 from functools import cache, partial
 from io import BytesIO, TextIOBase
@@ -15,7 +19,8 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
-import numpy as np, torch
+import numpy as np
+import torch
 from PIL import Image, ImageOps, UnidentifiedImageError
 from timm.data.constants import IMAGENET_DEFAULT_MEAN, IMAGENET_DEFAULT_STD
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
