@@ -23,7 +23,8 @@ from .models.dynamic_conv import DynamicConv
 from .models.language import masked_mean
 from .models.lavt import PWAM
 from .models.refine import SADLRHead, check_scores, object_logits
-from .preprocess import check_words, image_tensor, open_image, square_pixels, tokenize
+from .pictures import open_image
+from .preprocess import check_words, image_tensor, square_pixels, tokenize
 from .visualize import PREDICTED, TRUE, as_typed, show_maps, wrap
 
 # %% ../nbs/49_explain.ipynb #5c6cbe38

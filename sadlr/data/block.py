@@ -25,8 +25,9 @@ from torch.utils.data import get_worker_info
 from .refer import Refer
 from ..files import Packed
 from ..masks import from_rle
-from ..preprocess import (IMAGENET, Preprocessing, check_size, check_words, load_tokenizer, phrase_fault,
-                              square_mask, square_pixels, tokenize, word_tokenizer)
+from ..pictures import check_size
+from ..preprocess import (IMAGENET, Preprocessing, check_words, load_tokenizer, phrase_fault, square_mask,
+                              square_pixels, tokenize, word_tokenizer)
 from ..visualize import TRUE, show_overlay
 
 # %% ../../nbs/12_data.block.ipynb #4165b6c5
