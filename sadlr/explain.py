@@ -229,6 +229,7 @@ def _cosines(ax, queries, objects, named):
     lines[named].set(color=TRUE, lw=2, zorder=3)
     ax.set_xticks(numbers, [f'$Q_{i}$' for i in numbers])
 
+# %% ../nbs/49_explain.ipynb #7c0b9555
 def show_query_path(
     queries:list,     # of each phrase (n, C): Q_1, the sentence vector, to Q_n
     objects:list,     # of each phrase (k, C): the mean of Y over each object of the scene

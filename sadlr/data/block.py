@@ -51,6 +51,7 @@ class Samples(Packed):
     def __add__(self, other):
         return Samples(self.encoded() + other.encoded()) if isinstance(other, Samples) else [*self, *other]
 
+# %% ../../nbs/12_data.block.ipynb #7319f336
 def refer_samples(
     refer:Refer,
     split:str,          # a name of `refer.splits`
@@ -99,6 +100,7 @@ class ReadImage(Field):
 
     def __getstate__(self): return self.__dict__ | {'last': (None, None)}
 
+# %% ../../nbs/12_data.block.ipynb #2aceff1c
 class ReadMask(Field):
     "The mask of a sample as a `TensorReferMask` (S, S) of 0 and 1"
     vocab = CategoryMap(['background', 'object'], sort=False) # what the numbers mean, as fastai asks for it
@@ -116,6 +118,7 @@ def _phrases(samples):
     "All phrases of samples or `(image, phrase)` pairs"
     return [p for _, phrase, *_ in samples for p in (phrase if isinstance(phrase, list) else [phrase])]
 
+# %% ../../nbs/12_data.block.ipynb #bf551612
 class Tokenize(Transform):
     "A phrase, or one drawn from several, to its token ids, and back to text"
     train_setup = False # set up with the samples of all splits
@@ -180,7 +183,7 @@ class _PlainErrors(TfmdDL):
 
 # %% ../../nbs/12_data.block.ipynb #7f5e899d
 class ByImage(_PlainErrors):
-    "Its random order keeps the samples of an image together; its draws are by the sample and, in training, the epoch"
+    "Its random order keeps the samples of an image together; a draw depends on the sample and, in training, the epoch"
     epoch_seed = 0
     def new(self, dataset=None, cls=None, **kwargs):
         if dataset is not None and len(dataset): check_words(_phrases(dataset.items), self.tokenizer)
@@ -248,22 +251,6 @@ def plot_top_losses(x:tuple, y:TensorReferMask, samples, outs, raws, losses, nro
     for ax, loss in zip(shown[1::2], losses): ax.set_title(f'{ax.get_title()}, loss {loss:.2f}', fontsize=9)
     return shown
 
-# %% ../../nbs/12_data.block.ipynb #ca56921f
-def _results_figure(x, y, samples, outs):
-    fig, ctxs = get_grid(len(samples), ncols=2, double=True, return_fig=True)
-    show_results(x, y, samples, outs, ctxs=ctxs)
-    return fig
-
-@dispatch
-def tensorboard_log(x:tuple, y:TensorReferMask, samples, outs, writer, step):
-    "The pictures of `show_results` for `TensorBoardCallback`"
-    writer.add_figure('Sample results', _results_figure(x, y, samples, outs), step)
-
-@dispatch
-def wandb_process(x:tuple, y:TensorReferMask, samples, outs, preds):
-    "The pictures of `show_results` for `WandbCallback`"
-    return {'Sample results': _results_figure(x, y, samples, outs)}
-
 # %% ../../nbs/12_data.block.ipynb #9f4026f9
 _OPTIONS = {name.removeprefix('val_') for taking in (DataBlock.dataloaders, FilteredBase.dataloaders, TfmdDL)
             for name in signature(taking).parameters} - {'self', 'source', 'dataset', 'kwargs'}
@@ -285,3 +272,19 @@ def refer_dataloaders(
     tokenizer = load_tokenizer(tokenizer) if tokenizer else word_tokenizer([p for s in train for p in s.phrase])
     splitter = IndexSplitter(range(len(train), len(train) + len(valid)))
     return refer_block(tokenizer, img_size, splitter, preprocessing).dataloaders(train + valid, bs=bs, **kwargs)
+
+# %% ../../nbs/12_data.block.ipynb #ca56921f
+def _results_figure(x, y, samples, outs):
+    fig, ctxs = get_grid(len(samples), ncols=2, double=True, return_fig=True)
+    show_results(x, y, samples, outs, ctxs=ctxs)
+    return fig
+
+@dispatch
+def tensorboard_log(x:tuple, y:TensorReferMask, samples, outs, writer, step):
+    "The pictures of `show_results` for `TensorBoardCallback`"
+    writer.add_figure('Sample results', _results_figure(x, y, samples, outs), step)
+
+@dispatch
+def wandb_process(x:tuple, y:TensorReferMask, samples, outs, preds):
+    "The pictures of `show_results` for `WandbCallback`"
+    return {'Sample results': _results_figure(x, y, samples, outs)}
