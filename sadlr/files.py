@@ -106,7 +106,7 @@ def write_file(
     path:Path,
     data:bytes,
 ):
-    "Write a file, or leave what was there; an error of one line says why"
+    "Write a file, or leave what was there; an error of one line gives the reason"
     new = path.with_name(f'{path.name}.new')
     with writing(new, len(data)):
         new.write_bytes(data)
@@ -135,7 +135,7 @@ def file_lock(
 def decode_text(
     data:bytes, # UTF-8, UTF-16 or UTF-32, with or without a mark at the beginning
 ) -> str:
-    "The text of a file; a ValueError says which byte is none"
+    "The text of a file; a ValueError names the byte that is no text"
     encoding = json.detect_encoding(data) # by the mark or by the zeros among the first four bytes
     try: return data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -186,7 +186,7 @@ def decode_json(
     kind=Any,           # a type as `msgspec` takes it
     replace:bool=False, # '�' for text that is no Unicode, instead of an error
 ) -> Any:
-    "The content of a JSON text; a ValueError of one line says what is wrong with it"
+    "The content of a JSON text; a ValueError of one line names what is wrong with it"
     if isinstance(data, str): data = data.removeprefix('\ufeff').encode(errors='surrogatepass')
     elif json.detect_encoding(data) != 'utf-8': data = decode_text(data).encode()
     try:

@@ -17,8 +17,9 @@ from sadlr.explain import trace
 from sadlr.learner import refer_learner
 from sadlr.losses import IterativeCrossEntropy, IterativeDiceLoss
 from sadlr.models.build import ReferSegmenter, bundled, create_model
-from sadlr.preprocess import (IMAGENET, Preprocessing, check_words, image_tensor, load_tokenizer, open_image,
-                              phrase_fault, square_pixels, tokenize, unknown_words, word_tokenizer)
+from sadlr.pictures import open_image
+from sadlr.preprocess import (IMAGENET, Preprocessing, check_words, image_tensor, load_tokenizer, phrase_fault,
+                              square_pixels, tokenize, unknown_words, word_tokenizer)
 from sadlr.training import Training, check_training, start_model
 from sadlr.visualize import overlay
 

@@ -133,7 +133,7 @@ def check_records(
     splits:dict[int, str],
     categories:list[dict],
 ):
-    "Raises a ValueError where an id or a photo's name stands twice, or one that is referred to nowhere"
+    "Raises a ValueError where an id or a photo's name occurs twice, or where an id is missing"
     for what, records in dict(image=images, annotation=annotations, category=categories).items():
         if not all('id' in record for record in records): raise ValueError(f'one {what} has no id')
         check_ids((record['id'] for record in records), what)

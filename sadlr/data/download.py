@@ -232,7 +232,7 @@ def fetch(
     folder:str|Path,
     pause:float=1.,    # in seconds, before the first repetition
 ) -> Path:             # of the whole zip
-    "Download into `folder`, going on where an earlier try stopped; an OSError says what is wrong with each mirror"
+    "Download into `folder`, going on where an earlier try stopped; an OSError names what is wrong with each mirror"
     path, problems = Path(folder)/f'{download.name}.zip', []
     if path.exists():
         if _size(path) != download.size:

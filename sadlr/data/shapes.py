@@ -182,7 +182,7 @@ def draw_scene(
 # %% ../../nbs/11_data.shapes.ipynb #7c30c0e3
 @dataclass(frozen=True, slots=True)
 class SceneObject:
-    "What a phrase can say of an object"
+    "What a phrase can use of an object"
     shape:str
     colour:str
     size:str
@@ -235,7 +235,7 @@ def beside(
     anchor_name:str,         # fits the anchor alone
     margin:float             # pixels between the anchor and each object of the group
 ) -> str|None:
-    "A phrase that says on which side of the anchor the target lies, and nothing else of its group"
+    "A phrase with the side of the anchor on which the target lies, and nothing else of its group"
     phrases = []
     for side, (axis, sign) in AXES.items():
         ahead = {o: sign*(getattr(anchor, axis) - getattr(o, axis)) for o in group if o != anchor}
