@@ -14,11 +14,10 @@ from typing import Iterator, NamedTuple
 import numpy as np
 import torch
 
-from .models.build import ReferSegmenter
-from .models.dynamic_conv import DynamicConv
 from .models.language import masked_mean
 from .models.lavt import PWAM
-from .models.refine import SADLRHead, check_scores, object_logits
+from .models.sadlr import DynamicConv, SADLRHead, object_logits
+from .models.segmenter import ReferSegmenter, check_scores
 from .preprocess import check_words, image_tensor, open_image, square_pixels, tokenize
 
 # %% ../nbs/49_explain.ipynb #5c6cbe38

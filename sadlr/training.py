@@ -34,7 +34,7 @@ from fastprogress.fastprogress import format_time
 from filelock import Timeout
 from matplotlib.figure import Figure
 
-from .callbacks import CHECKPOINTED, AuxiliaryLoss, precision_trouble, supervised_maps
+from .callbacks import AuxiliaryLoss, precision_trouble, recomputed_blocks, supervised_maps
 from .checkpoint import Checkpoint, read_scores
 from .data.block import refer_dataloaders, refer_samples
 from .data.joint import Joint
@@ -45,7 +45,7 @@ from .evaluation import evaluate
 from .files import file_lock, read_json, write_file, writing
 from .learner import PRECISIONS, refer_learner
 from .losses import LOSSES
-from .models.build import ENCODERS, HEADS, LANGUAGE_SIZES, ReferSegmenter, create_model, load_strictly
+from .models.build import ENCODERS, HEADS, LANGUAGES, ReferSegmenter, create_model, load_strictly
 from .models.lavt_ris import load_lavt_ris
 from .models.swin import SIZES, WEIGHTS
 from .preprocess import VOCABULARIES, open_image
@@ -197,7 +197,7 @@ def check_weights(t:Training):
 def check_choices(t:Training):
     "Raise a ValueError for a word that is none of those to choose from"
     choices = dict(precision=PRECISIONS, loss=tuple(LOSSES), size=tuple(SIZES), encoder=tuple(ENCODERS),
-                   head=tuple(HEADS), language=tuple(LANGUAGE_SIZES), sentence=('raw', 'sent'))
+                   head=tuple(HEADS), language=tuple(LANGUAGES), sentence=('raw', 'sent'))
     for name in idle_options(t): choices.pop(name, None)
     for name, allowed in choices.items():
         if (value := getattr(t, name)) not in allowed: raise ValueError(f'{name}={value!r}: choose one of {allowed}')
@@ -341,7 +341,7 @@ def start_model(
     model = (trained_model if t.start else new_model)(t, tokenizer, head_options)
     if t.head == 'sadlr': model.head.iterations = t.iterations
     check_idle(decided(t, model), 'bert_layers', 'bert_dropout')
-    if t.checkpoint and not any(isinstance(m, CHECKPOINTED) for m in model.modules()):
+    if t.checkpoint and not recomputed_blocks(model):
         raise ValueError('checkpoint: leave it out, this model has no block that can be computed again')
     if t.bert_dropout is not None: model.language.set_dropout(t.bert_dropout)
     if t.bert_layers is not None: model.language.train_layers(t.bert_layers)
