@@ -70,7 +70,7 @@ from .models.build import ENCODERS, HEADS, ReferSegmenter, pick
 from .models.lavt_ris import load_lavt_ris
 from .models.swin import SIZES
 from .predictions import read_predictions, save_predictions, score_predictions
-from .preprocess import open_image
+from .pictures import open_image
 from .profile import cost_table, published_costs, shared_models
 from .training import LIMITS, Training, check_range, one_line, score_table, train, usual_partition
 from .visualize import overlay

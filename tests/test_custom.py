@@ -8,7 +8,7 @@ from sadlr.data import custom
 from sadlr.data.block import refer_samples
 from sadlr.data.custom import mask_rle, refer_from_coco, refer_from_table
 from sadlr.data.download import check_data
-from sadlr.preprocess import open_image
+from sadlr.pictures import open_image
 
 H, W = 40, 60
 TRIANGLE = [5, 5, 40, 5, 5, 30]

@@ -5,7 +5,8 @@ import numpy as np, pytest, torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from sadlr.data.block import ReadImage, ReadMask, refer_dataloaders, refer_samples
-from sadlr.data.refer import Refer, check_part, run_lengths
+from sadlr.data.refer import Refer
+from sadlr.masks import check_part, run_lengths
 
 H, W, N = 48, 64, 400 # image size and number of images, as many as make a pickle use its long opcodes
 SPLITS = 'train', 'val', 'testA', 'testB'

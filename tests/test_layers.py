@@ -10,8 +10,8 @@ from packaging.utils import canonicalize_name
 repo = Path(__file__).parent.parent
 LOW = 'sadlr.models', 'sadlr.losses', 'sadlr.metrics', 'sadlr.visualize', 'sadlr.preprocess'
 FORBIDDEN_TO_LOW = ('sadlr.data', 'sadlr.callbacks', 'sadlr.learner', 'sadlr.evaluation', 'sadlr.profile', 'sadlr.checkpoint',
-                    'sadlr.distributed', 'sadlr.predictions', 'sadlr.experiments', 'sadlr.explain', 'sadlr.demo', 'sadlr.cli',
-                    'sadlr.training')
+                    'sadlr.distributed', 'sadlr.predictions', 'sadlr.experiments', 'sadlr.schematic', 'sadlr.explain', 'sadlr.demo',
+                    'sadlr.cli', 'sadlr.training')
 
 def within(name, packages): return any(name == p or name.startswith(p + '.') for p in packages)
 

@@ -13,18 +13,21 @@ from os import PathLike
 from pathlib import Path
 from typing import NamedTuple
 import fastai.interpret # before ours: of a `plot_top_losses` for anything and ours, plum takes the later one
-import msgspec, torch
+import msgspec
+import torch
 from fastai.data.block import DataBlock, TransformBlock
 from fastai.data.core import DataLoaders, FilteredBase, TfmdDL
 from fastai.data.transforms import CategoryMap, IndexSplitter, ItemGetter
 from fastai.imports import Transform, dispatch
 from fastai.torch_core import TensorBase, TensorImage, TensorMask, TitledStr
 from fastai.vision.data import get_grid
-from pycocotools import mask as coco_mask
 from torch.utils.data import get_worker_info
-from .refer import Packed, Refer
-from ..preprocess import (IMAGENET, Preprocessing, check_size, check_words, load_tokenizer, phrase_fault,
-                              square_mask, square_pixels, tokenize, word_tokenizer)
+from .refer import Refer
+from ..files import Packed
+from ..masks import from_rle
+from ..pictures import check_size
+from ..preprocess import (IMAGENET, Preprocessing, check_words, load_tokenizer, phrase_fault, square_mask,
+                              square_pixels, tokenize, word_tokenizer)
 from ..visualize import TRUE, show_overlay
 
 # %% ../../nbs/12_data.block.ipynb #4165b6c5
@@ -103,7 +106,7 @@ class ReadMask(Field):
         super().__init__(2)
         self.img_size = img_size
 
-    def encodes(self, sample): return TensorReferMask(square_mask(coco_mask.decode(sample[2]), self.img_size))
+    def encodes(self, sample): return TensorReferMask(square_mask(from_rle(sample[2]), self.img_size))
 
 # %% ../../nbs/12_data.block.ipynb #e9ac1aa7
 class TensorPhrase(TensorBase):

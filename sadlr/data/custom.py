@@ -6,18 +6,27 @@
 __all__ = ['check_records', 'write_refer', 'refer_from_table', 'refer_from_coco']
 
 # %% ../../nbs/15_data.custom.ipynb #fc216a18
-import io, json, os, pickle, shutil, tempfile, warnings
+import io
+import json
+import os
+import pickle
+import shutil
+import tempfile
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable
 from numbers import Number
 from pathlib import Path
 from typing import TypedDict
-import msgspec, numpy as np, pandas as pd
+import msgspec
+import numpy as np
+import pandas as pd
 from PIL import Image
-from pycocotools import mask as coco_mask
-from .refer import ID, PARTITIONS, Refer, Segmentation, check_ids, quoted, read_instances, union_rle
+from .refer import ID, PARTITIONS, Refer, check_ids, quoted, read_instances
 from ..files import decode_json, decode_text, read_json, sha256
-from ..preprocess import open_image, phrase_fault
+from ..masks import CocoMask, rle_area, rle_box, to_rle, union_rle
+from ..pictures import open_image
+from ..preprocess import phrase_fault
 
 # %% ../../nbs/15_data.custom.ipynb #98c8d154
 def _values(image):
@@ -54,8 +63,7 @@ def mask_rle(
     inside = np.unique(mask[mask != 0])
     if len(inside) == 0: raise ValueError(f'{name} is empty: all of it is 0, black or transparent')
     if len(inside) > 1: raise ValueError(f'{name} has {len(inside)} values besides 0, and a mask has one')
-    rle = coco_mask.encode(np.asfortranarray(mask != 0, dtype=np.uint8))
-    return dict(rle, counts=rle['counts'].decode())
+    return to_rle(mask != 0)
 
 # %% ../../nbs/15_data.custom.ipynb #921fbfe5
 def polygon_parts(
@@ -77,7 +85,7 @@ def polygon_parts(
         if not (all(0 <= x <= width for x in p[::2]) and all(0 <= y <= height for y in p[1::2])):
             raise ValueError(f'the polygon leaves the photo of {width} x {height} pixels: its x are from {min(p[::2])} '
                              f'to {max(p[::2])}, its y from {min(p[1::2])} to {max(p[1::2])}')
-    if not coco_mask.area(union_rle(parts, height, width)): raise ValueError('the polygon covers no pixel')
+    if not rle_area(union_rle(parts, height, width)): raise ValueError('the polygon covers no pixel')
     return parts
 
 # %% ../../nbs/15_data.custom.ipynb #21132983
@@ -241,7 +249,7 @@ def read_row(
 # %% ../../nbs/15_data.custom.ipynb #3e82455a
 def _annotation(id, image_id, segmentation, rle):
     return dict(id=id, image_id=image_id, category_id=1, segmentation=segmentation, iscrowd=0,
-                bbox=coco_mask.toBbox(rle).tolist(), area=int(coco_mask.area(rle)))
+                bbox=rle_box(rle), area=rle_area(rle))
 
 def refer_from_table(
     table:str|Path|pd.DataFrame|list[dict], # columns image, phrase, mask or polygon, and perhaps split
@@ -307,7 +315,7 @@ def read_phrases(
 class Object(TypedDict):
     "What a ref needs of an annotation, beside its numbers"
     category_id:ID
-    segmentation:Segmentation
+    segmentation:CocoMask
 
 def check_annotation(
     annotation:dict,
@@ -317,7 +325,7 @@ def check_annotation(
     try:
         if (image := images.get(annotation['image_id'])) is None: raise ValueError('its image is not in the file')
         segmentation = msgspec.convert(annotation, Object)['segmentation']
-        if not coco_mask.area(union_rle(segmentation, image['height'], image['width'])):
+        if not rle_area(union_rle(segmentation, image['height'], image['width'])):
             raise ValueError('it covers no pixel')
     except (ValueError, msgspec.ValidationError) as error:
         raise ValueError(f"annotation {annotation['id']}: {error}") from error

@@ -6,7 +6,11 @@
 __all__ = ['N_IMAGES', 'is_there', 'by_hand', 'get_data', 'image_sizes', 'misplaced', 'check_data']
 
 # %% ../../nbs/14_data.download.ipynb #545e9c44
-import os, re, shutil, time, zlib
+import os
+import re
+import shutil
+import time
+import zlib
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -14,14 +18,15 @@ from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 import requests
 from PIL import Image
-from pycocotools import mask as coco_mask
 from requests.adapters import HTTPAdapter
 from tqdm.auto import tqdm
 from urllib3.util import Retry
 from .joint import image_names
 from .refer import IMAGE_PLACES, PARTITIONS, Ref, Refer, elsewhere, look_alikes, partitions_in, quoted
 from ..files import sha256
-from ..preprocess import check_size, phrase_fault
+from ..masks import rle_area
+from ..pictures import check_size
+from ..preprocess import phrase_fault
 
 # %% ../../nbs/14_data.download.ipynb #d730deae
 @dataclass(frozen=True)
@@ -222,7 +227,7 @@ def ref_problems(
     for s in ref.sentences:
         if fault := phrase_fault(s.raw): yield f'sentence {s.sent_id} {fault}'
     try:
-        if not coco_mask.area(refer.rle(ref)): yield f'{refer.path}, annotation {ref.ann_id}: no pixel is covered'
+        if not rle_area(refer.rle(ref)): yield f'{refer.path}, annotation {ref.ann_id}: no pixel is covered'
     except ValueError as error: yield str(error)
 
 # %% ../../nbs/14_data.download.ipynb #508ddd02

@@ -11,10 +11,11 @@ from collections import defaultdict
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
-import msgspec, numpy as np
+import msgspec
+import numpy as np
 from fastcore.basics import patch
-from .refer import PARTITIONS, Packed, Ref, Refer, count_refs, in_words, packed, partitions_in, quoted
-from ..files import sha256
+from .refer import PARTITIONS, Ref, Refer, count_refs, in_words, partitions_in, quoted
+from ..files import Packed, packed, sha256
 
 # %% ../../nbs/13_data.joint.ipynb #74f4705e
 COCO_IDS = 'refcoco', 'refcoco+', 'refcocog' # data sets whose image ids are COCO's

@@ -6,7 +6,10 @@
 __all__ = ['draw_background', 'Scene', 'draw_scene', 'make_shapes']
 
 # %% ../../nbs/11_data.shapes.ipynb #ca74e516
-import json, os, pickle, re
+import json
+import os
+import pickle
+import re
 from collections import defaultdict
 from colorsys import hsv_to_rgb
 from dataclasses import dataclass
@@ -15,10 +18,10 @@ from pathlib import Path
 from typing import NamedTuple
 import numpy as np
 from PIL import Image, ImageDraw
-from pycocotools import mask as coco_mask
 from tqdm.auto import tqdm
 from .refer import Refer
 from ..files import read_json, replace_file, writing
+from ..masks import rle_area, rle_box, to_rle
 
 # %% ../../nbs/11_data.shapes.ipynb #127674d1
 def _around(radii, turn=0.):
@@ -305,11 +308,11 @@ def _write_image(path, pixels):
 
 def _annotate(mask, look, **ids):
     (shape,colour,size),(y,x) = look,np.nonzero(mask)
-    rle = coco_mask.encode(np.asfortranarray(mask.astype(np.uint8)))
+    rle = to_rle(mask)
     return dict(ids, category_id=1 + SHAPES.index(shape), colour=colour, size=size,
                 centre=[round(float(x.mean()), 2), round(float(y.mean()), 2)],
-                bbox=coco_mask.toBbox(rle).tolist(), area=int(coco_mask.area(rle)), iscrowd=0,
-                segmentation=dict(size=rle['size'], counts=rle['counts'].decode('ascii')))
+                bbox=rle_box(rle), area=rle_area(rle), iscrowd=0,
+                segmentation=rle)
 
 def write_scenes(
     folder:Path, # gets images/*.png, then instances.json

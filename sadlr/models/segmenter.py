@@ -17,8 +17,8 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from .sadlr import object_logits
-from ..preprocess import (IMAGENET, Preprocessing, check_words, image_tensor, load_tokenizer, open_image,
-                              tokenize)
+from ..pictures import open_image
+from ..preprocess import IMAGENET, Preprocessing, check_words, image_tensor, load_tokenizer, tokenize
 
 # %% ../../nbs/28_models.segmenter.ipynb #2d94628b
 class Segmentation(NamedTuple):
