@@ -70,24 +70,25 @@ def make_part(
 
 # %% ../../nbs/29_models.build.ipynb #2122dec3
 def words_source(
-    kind:type,       # of the language encoder
+    language:str,    # in `LANGUAGES`
     tokenizer,       # a hub name, a folder, a tokenizer, or `None`
     pretrained:bool,
     built:bool,      # the encoder is a module of your own
 ) -> str|Path|None:
     "Where the trained weights of the words are; a ValueError or a warning where `pretrained` finds none"
     if not pretrained: return None
-    if kind.from_source and isinstance(tokenizer, (str, Path)): return tokenizer
-    why = 'only a tokenizer= that is a hub name or a folder brings some' if kind.from_source else f'{kind.__name__} has none'
+    has_some = LANGUAGES[language].from_source
+    if has_some and isinstance(tokenizer, (str, Path)): return tokenizer
+    why = 'only a tokenizer= that is a hub name or a folder brings some' if has_some else f'{language!r} has none'
     if built: raise ValueError(f'pretrained=True: leave it out, the encoder is built already, and of words {why}')
-    if kind.from_source:
+    if has_some:
         warnings.warn(f'pretrained=True: the encoder gets trained weights, the words start from random ones ({why})')
     return None
 
 def make_language(
     name:str,            # in `LANGUAGES`
     size:str,
-    source:str|Path|None,# of trained weights
+    source:str|Path|None, # of trained weights
     tokenizer,           # a hub name, a folder, a tokenizer, or `None`
     options:Mapping,     # over those of the size
 ) -> tuple:              # the encoder, the options that make it anew, the tokenizer
@@ -135,10 +136,10 @@ def create_model(
     "Build a model from names and numbers"
     pick('size', size, SIZES)
     head_class = pick('head', head, HEADS)
-    language_class = pick('language', language, LANGUAGES)
+    pick('language', language, LANGUAGES)
     name = encoder if isinstance(encoder, str) else None
     if name: pick('encoder', name, ENCODERS)
-    source = words_source(language_class, tokenizer, pretrained, built=not name)
+    source = words_source(language, tokenizer, pretrained, built=not name)
     words, language_options, tokenizer = make_language(language, size, source, tokenizer, language_options)
     encoder, encoder_options = make_encoder(encoder, size, encoder_options, words.dim, img_size, pretrained)
     head_module = make_part('head_options', head_class, encoder.channels, words.dim, **head_options)
