@@ -27,12 +27,10 @@ from fastprogress.fastprogress import MasterBar, ProgressBar, format_time
 from torch import nn
 from torch.amp import GradScaler, autocast
 from torch.utils.checkpoint import checkpoint
-from transformers.models.bert.modeling_bert import BertLayer
 
 from .losses import auxiliary_loss
 from .metrics import ReferMetric
-from .models.dynamic_conv import DynamicConv
-from .models.swin import SwinBlock
+
 
 # %% ../nbs/39_callbacks.ipynb #0d3fdd83
 def emulated(
@@ -128,17 +126,21 @@ class OnlyFinite(Callback):
             if not p.isfinite().all(): stop_training(self.learn, f'{name} is not finite')
 
 # %% ../nbs/39_callbacks.ipynb #a12be4bd
-CHECKPOINTED = SwinBlock, BertLayer, DynamicConv
+def recomputed_blocks(
+    model:nn.Module,
+) -> list[nn.Module]: # in the order of the modules
+    "The blocks whose activations can be computed again, as the parts of the model say in `recomputed`"
+    kinds = tuple({kind for part in model.modules() for kind in getattr(type(part), 'recomputed', ())})
+    return [block for block in model.modules() if isinstance(block, kinds)]
 
 def checkpoint_blocks(
     model:nn.Module,
     on:bool=True,    # False: undo it
 ):
-    "Let the blocks in `CHECKPOINTED` keep their inputs alone for the backward pass, and compute the rest again"
-    for m in model.modules():
-        if not isinstance(m, CHECKPOINTED): continue
-        if on: m.forward = partial(checkpoint, type(m).forward.__get__(m), use_reentrant=False)
-        else: vars(m).pop('forward', None)
+    "Let the `recomputed_blocks` keep their inputs alone for the backward pass, and compute the rest again"
+    for block in recomputed_blocks(model):
+        if on: block.forward = partial(checkpoint, type(block).forward.__get__(block), use_reentrant=False)
+        else: vars(block).pop('forward', None)
 
 # %% ../nbs/39_callbacks.ipynb #1c51fcef
 class ActivationCheckpointing(Callback):
@@ -168,7 +170,7 @@ def supervised_maps(
     maps = [tap for part in parts for tap in getattr(part, 'maps', [])]
     if maps: return maps
     names = ' nor '.join(type(part).__name__ for part in parts)
-    raise ValueError(f'there are no maps to supervise: neither {names} has any; LTS and CGANHead do')
+    raise ValueError(f'there are no maps to supervise: neither {names} has an attribute `maps`')
 
 # %% ../nbs/39_callbacks.ipynb #50d2bd39
 class AuxiliaryLoss(Callback):

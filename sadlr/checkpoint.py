@@ -111,6 +111,7 @@ def learner_state(
     return dict(model=get_model(learn.model).state_dict(), opt=opt | {'param_groups': groups},
                 scaler=scaler and scaler.state_dict())
 
+# %% ../nbs/43_checkpoint.ipynb #fb5e21c0
 def check_moments(
     parameters:list[torch.Tensor], # of the optimiser, in order
     opt:dict,                      # what is to be loaded into it
@@ -126,6 +127,7 @@ def check_moments(
             if t.ndim and t.shape != p.shape:
                 raise ValueError(f'{name} of parameter {i} has the shape {tuple(t.shape)}, not {tuple(p.shape)}')
 
+# %% ../nbs/43_checkpoint.ipynb #f289bbfd
 def load_learner_state(
     learn,      # a `Learner` at the start of a fit
     state:dict, # of `learner_state`
@@ -154,12 +156,13 @@ class Checkpoint(TrackerCallback):
     "Keep the state of a run and its best model in a folder, and go on from there"
     order, run_valid = EarlyStoppingCallback.order - 1, False # which may end the fit
     def __init__(self,
-        folder:str|Path,     # gets state.pt and model/
-        monitor:str='oIoU',  # the score, or the loss, by which a model is the best
-        every:int=500,       # batches of the loader between saves; each end of an epoch is saved besides
-        resume:bool=False,   # go on from `folder`, if a run has begun there
+        folder:str|Path,         # gets state.pt and model/
+        monitor:str|None='oIoU', # the score, or the loss, by which a model is the best; `None`: the last one is
+        every:int=500,           # batches of the loader between saves; each end of an epoch is saved besides
+        resume:bool=False,       # go on from `folder`, if a run has begun there
     ):
-        super().__init__(monitor=monitor)
+        last = None if monitor else lambda score, best: True
+        super().__init__(monitor or 'train_loss', comp=last)
         self.folder, self.every, self.resume = Path(folder), every, resume
         if self.file.exists() and not resume:
             raise FileExistsError(f'{self.file} is of an unfinished run: resume it or remove the file')
@@ -233,6 +236,7 @@ def before_train(self:Checkpoint):
     if self.saved: self.enter(self.saved)
     self.loader_state = self.dl.rng.getstate()
 
+# %% ../nbs/43_checkpoint.ipynb #52121b90
 @patch
 def save(self:Checkpoint,
     epoch:int,   # where to go on
@@ -250,6 +254,7 @@ def save(self:Checkpoint,
                     loader=self.loader_state, random=everyone)
     save_state(state | record | position, self.file)
 
+# %% ../nbs/43_checkpoint.ipynb #36fa8249
 @patch
 def keep_model(self:Checkpoint):
     "Write the model of the last epoch as the best one"
@@ -307,6 +312,7 @@ def enter(self:Checkpoint,
     self.dl.get_idxs = partial(skip, self.dl.get_idxs, self.done*self.dl.bs)
     self.learn.one_batch = lambda i, batch: type(self.learn).one_batch(self.learn, self.done + i, batch)
 
+# %% ../nbs/43_checkpoint.ipynb #bf6ffe74
 @patch
 def set_random(self:Checkpoint):
     "The saved random state of this process; one that the saved run did not have keeps its own"

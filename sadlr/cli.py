@@ -63,14 +63,14 @@ from .data.refer import PARTITIONS, Refer
 from .data.shapes import make_shapes
 from .evaluation import evaluate, shuffle_phrases
 from .published import published, read_published
-from .experiments import Recipe, run_table, summarise_table, tables
+from .experiments import RECIPE, run_table, summarise_table, tables
 from .files import NotWritten, write_file
 from .metrics import named_protocol
 from .models.build import ENCODERS, HEADS, ReferSegmenter, pick
 from .models.lavt_ris import load_lavt_ris
 from .models.swin import SIZES
 from .predictions import read_predictions, save_predictions, score_predictions
-from .preprocess import open_image
+from .pictures import open_image
 from .profile import cost_table, published_costs, shared_models
 from .training import LIMITS, Training, check_range, one_line, score_table, train, usual_partition
 from .visualize import overlay
@@ -302,10 +302,10 @@ def sadlr_experiment(
     img_size:int=64,           # side of the scenes in pixels
     n_images:int=2000,         # scenes
     level:str='attributes',    # of the phrases: 'attributes' or 'relations'
-    epochs:int=Recipe.epochs,  # each ref once per epoch
-    bs:int=Recipe.bs,          # images of a step
-    lr:float=Recipe.lr,        # learning rate at the start
-    language_lr:float=Recipe.language_lr, # of the language encoder, as a share of lr
+    epochs:int=RECIPE.epochs,  # each ref once per epoch
+    bs:int=RECIPE.bs,          # images of a step
+    lr:float=RECIPE.lr,        # learning rate at the start
+    language_lr:float=RECIPE.language_lr, # of the language encoder, as a share of lr
     workers:int=0,             # of the loader
 ):
     "Train and score the systems of a table of the paper on shapes, and print mean and deviation of their oIoU"
@@ -314,12 +314,12 @@ def sadlr_experiment(
     if not re.fullmatch(r'[0-9]{1,10}(,[0-9]{1,10})*', seeds):
         raise ValueError(f'seeds={seeds!r}: give numbers like 0,1,2')
     for seed in seeds.split(','): check_range(*LIMITS['seed'], seeds=int(seed))
-    if img_size % 4: raise ValueError(f'img_size={img_size}: it takes a multiple of 4')
-    if not lr: raise ValueError(f'lr={lr}: it takes more than 0')
-    recipe = Recipe(size, img_size, n_images, level, epochs, bs, lr, language_lr)
+    check_range(*LIMITS['scene_size'], img_size=img_size)
+    recipe = Training(root=root, split_by=level, n_images=n_images, scene_size=img_size, img_size=img_size, size=size,
+                      epochs=epochs, bs=bs, lr=lr, language_lr=language_lr, workers=workers)
     out = out or Path('runs/experiments')/Path(results).stem
     for systems in chosen:
-        done = run_table(systems, results, out, recipe, [*map(int, seeds.split(','))], root, workers)
+        done = run_table(systems, results, out, recipe, [*map(int, seeds.split(','))])
         print(summarise_table(done, systems).round(1).to_string())
 
 # %% ../nbs/51_cli.ipynb #9c1b59f7

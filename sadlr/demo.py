@@ -26,7 +26,8 @@ from PIL import Image, UnidentifiedImageError
 from scipy.special import expit
 from .data.shapes import MARGIN, SceneObject, draw_scene, make_phrases
 from .models.build import ReferSegmenter, bundled
-from .preprocess import MAX_WORDS, open_image, phrase_fault, unknown_words
+from .pictures import open_image
+from .preprocess import MAX_WORDS, phrase_fault, unknown_words
 from .visualize import overlay, show_strips
 
 # %% ../nbs/50_demo.ipynb #4f43cb63

@@ -20,8 +20,8 @@ from torch import Tensor
 from .callbacks import on_screen
 from .data.block import Sample, refer_block
 from .metrics import IoURecord, named_protocol
-from .models.build import ReferSegmenter
-from .models.refine import check_scores, object_logits
+from .models.sadlr import object_logits
+from .models.segmenter import ReferSegmenter, check_scores
 from .preprocess import IMAGENET
 
 # %% ../nbs/41_evaluation.ipynb #c7b2bcab

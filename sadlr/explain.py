@@ -18,11 +18,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patheffects import withStroke
 
-from .models.build import ReferSegmenter
-from .models.dynamic_conv import DynamicConv
 from .models.language import masked_mean
 from .models.lavt import PWAM
-from .models.refine import SADLRHead, check_scores, object_logits
+from .models.sadlr import DynamicConv, SADLRHead, object_logits
+from .models.segmenter import ReferSegmenter, check_scores
 from .pictures import open_image
 from .preprocess import check_words, image_tensor, square_pixels, tokenize
 from .visualize import PREDICTED, TRUE, as_typed, show_maps, wrap

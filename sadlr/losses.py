@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from fastai.vision.core import TensorMask
 from torch import Tensor, nn
 
-from .models.refine import object_logits
+from .models.sadlr import object_logits
 
 # %% ../nbs/31_losses.ipynb #46a0273e
 def dice_loss(

@@ -15,7 +15,7 @@ import torch
 from fastai.learner import Metric
 from torch import Tensor
 
-from .models.refine import object_logits
+from .models.sadlr import object_logits
 
 # %% ../nbs/32_metrics.ipynb #58d83755
 def intersection_union(

@@ -24,10 +24,11 @@ from torch.func import functional_call
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from .callbacks import CHECKPOINTED, checkpoint_blocks
+from .callbacks import checkpoint_blocks, recomputed_blocks
 from .published import read_published
 from .losses import IterativeDiceLoss
-from .models.build import ReferSegmenter, create_model
+from .models.build import create_model
+from .models.segmenter import ReferSegmenter
 from .preprocess import MAX_WORDS
 
 # %% ../nbs/42_profile.ipynb #bca60512
@@ -338,11 +339,11 @@ def autocast_of(
 
 @contextmanager
 def _watch_blocks(model, alive):
-    "The bytes that each block of `CHECKPOINTED` keeps, in a list that fills as they run"
+    "The bytes that each of the `recomputed_blocks` keeps, in a list that fills as they run"
     kept = []
     def enter(block, args): block.found = alive.now
     def leave(block, args, out): kept.append(alive.now - vars(block).pop('found'))
-    hooks = [hook for block in model.modules() if isinstance(block, CHECKPOINTED)
+    hooks = [hook for block in recomputed_blocks(model)
              for hook in (block.register_forward_pre_hook(enter), block.register_forward_hook(leave))]
     try: yield kept
     finally:
@@ -355,7 +356,7 @@ def kept_bytes(
     img_size:int,     # side of the images
     precision:str,    # 'fp32', 'bf16' or 'fp16'
     device:str,       # of the model
-) -> tuple[int, int]: # all of it, and the share of the block of `CHECKPOINTED` that keeps most
+) -> tuple[int, int]: # all of it, and the share of the recomputed block that keeps most
     "What one forward pass and the loss keep for the backward pass"
     image = torch.ones(bs, 3, img_size, img_size, device=device)
     truth = torch.ones(bs, img_size, img_size, device=device)

@@ -16,7 +16,7 @@ import sys
 import textwrap
 import warnings
 from contextlib import contextmanager, nullcontext, suppress
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from importlib.metadata import version
 from pathlib import Path
@@ -24,8 +24,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from fastai.callback.core import Callback
-from fastai.callback.progress import CSVLogger
+from fastai.callback.core import Callback, CancelValidException
+from fastai.callback.progress import CSVLogger, ProgressCallback
 from fastai.data.core import DataLoaders
 from fastai.torch_core import set_seed
 from fastcore.foundation import L
@@ -34,7 +34,7 @@ from fastprogress.fastprogress import format_time
 from filelock import Timeout
 from matplotlib.figure import Figure
 
-from .callbacks import CHECKPOINTED, AuxiliaryLoss, precision_trouble, supervised_maps
+from .callbacks import AuxiliaryLoss, precision_trouble, recomputed_blocks, supervised_maps
 from .checkpoint import Checkpoint, read_scores
 from .data.block import refer_dataloaders, refer_samples
 from .data.joint import Joint
@@ -45,7 +45,7 @@ from .evaluation import evaluate
 from .files import file_lock, read_json, write_file, writing
 from .learner import PRECISIONS, refer_learner
 from .losses import LOSSES
-from .models.build import ENCODERS, HEADS, LANGUAGE_SIZES, ReferSegmenter, create_model, load_strictly
+from .models.build import ENCODERS, HEADS, LANGUAGES, ReferSegmenter, create_model, load_strictly
 from .models.lavt_ris import load_lavt_ris
 from .models.swin import SIZES, WEIGHTS
 from .preprocess import VOCABULARIES, open_image
@@ -57,7 +57,7 @@ RECIPES = {
                    language_lr=.05, workers=0),
     'paper': dict(size='base', img_size=480, tokenizer='bert-base-uncased', pretrained=True, epochs=40, bs=32, lr=5e-5,
                   language_lr=1., workers=4)}
-COMMON = dict(n_images=2000, data_seed=0, encoder='lavt', iterations=3, language='bert')  # of both
+COMMON = dict(n_images=2000, scene_size=64, data_seed=0, encoder='lavt', iterations=3, language='bert')  # of both
 
 # %% ../nbs/46_training.ipynb #62a9a54f
 def idle_options(
@@ -66,7 +66,7 @@ def idle_options(
     "The options that cannot act, because another one decides"
     idle = {}
     if t.dataset != 'shapes':
-        idle |= dict.fromkeys(('n_images', 'data_seed'), f'{t.dataset} is read, not made')
+        idle |= dict.fromkeys(('n_images', 'scene_size', 'data_seed'), f'{t.dataset} is read, not made')
     if t.start:
         own = ['encoder', 'size', 'encoder_options', 'language', 'pretrained']
         if not t.start.endswith('.pth'): own += ['tokenizer', 'head_options']  # LAVT's checkpoints have neither
@@ -103,6 +103,7 @@ class Training:
     dataset:str='shapes'       # a folder of ROOT: 'refcoco', 'refcoco+', 'refcocog', your own, or several (a,b,c)
     split_by:str=None          # partition, e.g. 'unc' or 'umd', one for each data set; none: the usual one
     n_images:int=None          # scenes, where shapes are made; none: 2000
+    scene_size:int=None        # side of a scene in pixels, where shapes are made; none: 64
     data_seed:int=None         # of the scenes, where shapes are made; none: 0
     sentence:str='raw'         # 'raw', as typed (LAVT), or 'sent', cleaned (CRIS, LISA)
     encoder:str=None           # multi-modal encoder: 'lavt', 'vlt', 'lts' or 'timm'; none: 'lavt'
@@ -116,6 +117,7 @@ class Training:
     tokenizer:str=None         # a hub name, a folder, 'words' of the training phrases, or 'words-accents', with accents
     pretrained:bool_arg=None   # true: start from ImageNet weights, and from the BERT that TOKENIZER names; or false
     epochs:int=None            # each ref once per epoch
+    validate:bool_arg=True     # score val after each epoch and keep the best model; false: keep the last one
     bs:int=None                # images of a step of the optimiser, over all processes
     lr:float=None              # learning rate at the start
     language_lr:float=None     # of the language encoder, as a share of lr
@@ -136,6 +138,9 @@ class Training:
 
     def __post_init__(self):
         values = vars(self)  # of a frozen object; only here they are filled in
+        for field in fields(self):
+            if values[field.name] is None and field.default is not None:
+                raise ValueError(f'{field.name}=None: leave it out, it is then {field.default!r}')
         values.update(start=self.start and str(self.start), dataset=str(self.dataset))
         for name in ('encoder_options', 'head_options'):
             values[name] = values[name] or {}
@@ -146,7 +151,8 @@ class Training:
 
 # %% ../nbs/46_training.ipynb #3d08470e
 LIMITS = dict(  # the least and the most of a number
-    n_images=(1, 10**6), img_size=(1, 4096), iterations=(1, 1000), epochs=(1, 10**5), bs=(1, 2**16),
+    n_images=(1, 10**6), scene_size=(32, 4096), img_size=(1, 4096), iterations=(1, 1000),
+    epochs=(1, 10**5), bs=(1, 2**16),
     accumulate=(1, 2**16), save_every=(1, 10**9), workers=(0, 256), passes=(0, 10**5), bert_layers=(0, 1000),
     seed=(0, 2**32 - 1), data_seed=(0, 2**32 - 1), lr=(0, 1e9), language_lr=(0, 1e9), wd=(0, 1e6), auxiliary=(0, 1e6))
 
@@ -197,7 +203,7 @@ def check_weights(t:Training):
 def check_choices(t:Training):
     "Raise a ValueError for a word that is none of those to choose from"
     choices = dict(precision=PRECISIONS, loss=tuple(LOSSES), size=tuple(SIZES), encoder=tuple(ENCODERS),
-                   head=tuple(HEADS), language=tuple(LANGUAGE_SIZES), sentence=('raw', 'sent'))
+                   head=tuple(HEADS), language=tuple(LANGUAGES), sentence=('raw', 'sent'))
     for name in idle_options(t): choices.pop(name, None)
     for name, allowed in choices.items():
         if (value := getattr(t, name)) not in allowed: raise ValueError(f'{name}={value!r}: choose one of {allowed}')
@@ -257,7 +263,7 @@ def open_data(
     datasets, partitions = t.dataset.split(','), t.split_by.split(',')
     if len(datasets) != len(partitions):
         raise ValueError(f'dataset={t.dataset} and split_by={t.split_by}: each data set takes one partition')
-    if t.dataset == 'shapes': return make_shapes(t.root, t.n_images, seed=t.data_seed, level=t.split_by)
+    if t.dataset == 'shapes': return make_shapes(t.root, t.n_images, t.scene_size, t.data_seed, t.split_by)
     refers = [Refer(t.root, *names) for names in zip(datasets, partitions)]
     return Joint(refers) if len(refers) > 1 else refers[0]
 
@@ -341,7 +347,7 @@ def start_model(
     model = (trained_model if t.start else new_model)(t, tokenizer, head_options)
     if t.head == 'sadlr': model.head.iterations = t.iterations
     check_idle(decided(t, model), 'bert_layers', 'bert_dropout')
-    if t.checkpoint and not any(isinstance(m, CHECKPOINTED) for m in model.modules()):
+    if t.checkpoint and not recomputed_blocks(model):
         raise ValueError('checkpoint: leave it out, this model has no block that can be computed again')
     if t.bert_dropout is not None: model.language.set_dropout(t.bert_dropout)
     if t.bert_layers is not None: model.language.train_layers(t.bert_layers)
@@ -495,10 +501,11 @@ def run_summary(
     t:Training,
     seconds:list[float],  # of each epoch
 ) -> str:
-    "How long a run took, and how good its best model is"
-    best, epochs = read_scores(t.out/'model'), f'{len(seconds)} of {t.epochs} epochs'
-    best_of_all = f"epoch {int(best['epoch']) + 1}, oIoU {best['oIoU']:.2f} on val"
-    return f'{epochs} in {format_time(sum(seconds))}; best: {best_of_all}'
+    "How long a run took, and which model was kept"
+    took = f'{len(seconds)} of {t.epochs} epochs in {format_time(sum(seconds))}'
+    if not t.validate: return f'{took}; the last model is kept'
+    best = read_scores(t.out/'model')
+    return f"{took}; best: epoch {int(best['epoch']) + 1}, oIoU {best['oIoU']:.2f} on val"
 
 def next_commands(
     t:Training,
@@ -532,6 +539,15 @@ def finish_run(
     print(run_summary(t, [row['seconds'] for row in saving.rows]), next_commands(t, refer), sep='\n')
     print(f'written to {t.out}: model/ settings.json history.csv iterations.png')
 
+# %% ../nbs/46_training.ipynb #1882d7dd
+class WithoutValidation(Callback):
+    "Leave out the validation after each epoch"
+    order = ProgressCallback.order + 1  # after whatever prepares for a validation
+    def after_create(self):  # the history has no columns for scores
+        self.learn.metrics = []
+        self.recorder.valid_metrics = False
+    def before_validate(self): raise CancelValidException
+
 # %% ../nbs/46_training.ipynb #eac194f5
 def run_training(
     t:Training,
@@ -547,12 +563,14 @@ def run_training(
         model = start_model(t, refer)
     t = decided(t, model)
     if t.auxiliary: supervised_maps(model)  # or an error
-    extra = [CSVLogger()] + ([AuxiliaryLoss(t.auxiliary)] if t.auxiliary else []) + named
     if resumed: check_resumed(t, begun, json.loads(json.dumps(refer.counts())))
     dls = training_loaders(t, refer, model)
-    saving = Checkpoint(t.out, every=t.save_every*t.accumulate, resume=t.resume)
-    learn = refer_learner(dls, model, t.lr, t.wd, LOSSES[t.loss](), path=t.out, cbs=extra, precision=t.precision,
-                          parts=t.accumulate, checkpoint=t.checkpoint)
+    saving = Checkpoint(t.out, 'oIoU' if t.validate else None, t.save_every*t.accumulate, t.resume)
+    cbs = [CSVLogger()]
+    if t.auxiliary: cbs.append(AuxiliaryLoss(t.auxiliary))
+    if not t.validate: cbs.append(WithoutValidation())
+    learn = refer_learner(dls, model, t.lr, t.wd, LOSSES[t.loss](), path=t.out, cbs=cbs + named,
+                          precision=t.precision, parts=t.accumulate, checkpoint=t.checkpoint)
     if main: write_settings(t, refer)
     distributed(learn).fit(t.epochs, [t.language_lr*t.lr, t.lr, t.lr], cbs=saving)
     launched().destroy_process_group()

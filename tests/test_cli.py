@@ -6,7 +6,7 @@ from forked import command, forked
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from sadlr import cli
-from sadlr.models.build import ENCODERS, HEADS, LANGUAGE_SIZES
+from sadlr.models.build import ENCODERS, HEADS, LANGUAGES
 
 @pytest.fixture(scope='module')
 def folder(tmp_path_factory):
@@ -69,7 +69,7 @@ def test_help_names_every_option(shell, capsys):
 def test_help_names_every_part_of_a_model(shell, capsys):
     with pytest.raises(SystemExit): shell('sadlr_train', '--help')
     told = capsys.readouterr().out
-    assert [name for name in (*ENCODERS, *HEADS, *LANGUAGE_SIZES) if f"'{name}'" not in told] == []
+    assert [name for name in (*ENCODERS, *HEADS, *LANGUAGES) if f"'{name}'" not in told] == []
 
 def test_called_from_python_it_reads_no_command_line(folder, monkeypatch, capsys):
     monkeypatch.chdir(folder)

@@ -18,7 +18,7 @@ MODULES = {name: source for name, source, _ in pages.modules()}
 
 # ---- pages, with the test tools alone
 
-def page(*cells, stem='27_models.refine'):
+def page(*cells, stem='26_models.sadlr'):
     return pages.notebook_page(new_notebook(cells=[new_markdown_cell('# Title\n\n> About'), *cells]), stem).cells
 
 def test_hidden_cells_are_left_out():
@@ -39,8 +39,8 @@ def test_widgets_become_what_is_stored_beside_them():
     assert [list(o.data) for o in cell.outputs] == [['image/png']]
 
 def test_links_between_notebooks_lead_to_pages():
-    cell = page(new_markdown_cell('[a](26_models.query.ipynb), [b](26_models.query.ipynb#update), [c](images/1.png)'))
-    assert cell[-1].source == '[a](models.query.ipynb), [b](models.query.ipynb#update), [c](images/1.png)'
+    cell = page(new_markdown_cell('[a](20_models.language.ipynb), [b](20_models.language.ipynb#size), [c](images/1.png)'))
+    assert cell[-1].source == '[a](models.language.ipynb), [b](models.language.ipynb#size), [c](images/1.png)'
 
 def test_exported_definitions_have_anchors():
     cells = page(new_code_cell('#| default_exp toy'),

@@ -15,14 +15,13 @@ FORBIDDEN_TO_LOW = ('sadlr.data', 'sadlr.callbacks', 'sadlr.learner', 'sadlr.eva
 
 def within(name, packages): return any(name == p or name.startswith(p + '.') for p in packages)
 
+ROOMS = {path.stem: [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'code']
+         for path in sorted((repo/'nbs').glob('[0-9]*.ipynb'))} # notebook -> its code cells
+
 def module_numbers():
     "Dotted module name -> number of its notebook"
-    numbers = {}
-    for path in sorted((repo/'nbs').glob('[0-9]*.ipynb')):
-        code = '\n'.join(c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == 'code')
-        name = re.search(r'^#\|\s*default_exp\s+(\S+)', code, re.M)
-        if name: numbers[f'sadlr.{name[1]}'] = int(path.name[:2])
-    return numbers
+    names = {stem: re.search(r'^#\|\s*default_exp\s+(\S+)', '\n'.join(code), re.M) for stem, code in ROOMS.items()}
+    return {f'sadlr.{name[1]}': int(stem[:2]) for stem, name in names.items() if name}
 
 def imports(path):
     "Dotted names of all that a file imports, relative ones resolved"
@@ -42,6 +41,18 @@ def test_imports_point_down(name):
     ours = [i for i in imports(FILES[name]) if within(i, ['sadlr'])]
     assert [i for i in ours if NUMBERS.get(i, 99) >= NUMBERS[name]] == [], f'{name} imports what is not below it'
     if within(name, LOW): assert [i for i in ours if within(i, FORBIDDEN_TO_LOW)] == []
+
+def test_every_room_has_its_own_number():
+    numbers = [stem[:2] for stem in ROOMS]
+    assert [n for n in numbers if numbers.count(n) > 1] == []
+
+@pytest.mark.parametrize('stem', [stem for stem in ROOMS if stem != '00_course']) # which shows the house from outside
+def test_a_reader_needs_nothing_from_later_rooms(stem):
+    "What a notebook shows, too, comes from rooms below it, or is its own"
+    trees = [ast.parse(re.sub(r'^[!%].*$', '', source, flags=re.M)) for source in ROOMS[stem]]
+    used = {node.module for tree in trees for node in ast.walk(tree) if isinstance(node, ast.ImportFrom)}
+    used |= {a.name for tree in trees for node in ast.walk(tree) if isinstance(node, ast.Import) for a in node.names}
+    assert [name for name in used if NUMBERS.get(name, 0) > int(stem[:2])] == []
 
 def installed_with(lines, seen):
     "The distributions that come with those required in `lines`, these included"

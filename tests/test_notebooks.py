@@ -1,5 +1,5 @@
-"Each notebook is stored whole: title, outputs, no error, small"
-import re
+"Each notebook is stored whole (title, outputs, no error, small) and written in one way"
+import ast, io, re, tokenize
 from pathlib import Path
 import nbformat, pytest
 
@@ -40,3 +40,34 @@ def test_lines_fit(cells):
 def test_no_star_imports_in_the_library(cells):
     exported = '\n'.join(c.source for c in code(cells) if re.search(r'^#\|\s*exporti?\b', c.source, re.M))
     assert re.findall(r'^from .+ import \*', exported, re.M) == []
+
+def exported(cells): return [c.source for c in code(cells) if re.search(r'^#\|\s*exporti?\b', c.source, re.M)]
+
+def length(source):
+    "Lines of code, without blank ones and those in which a signature documents its parameters"
+    lines = [line for line in source.splitlines() if line.strip() and not line.startswith('#|')]
+    functions = [node for node in ast.walk(ast.parse('\n'.join(lines))) if isinstance(node, ast.FunctionDef)]
+    return len(lines) - len({n for f in functions for n in range(f.lineno + 1, f.body[0].lineno)})
+
+def test_an_exported_cell_is_one_idea(cells):
+    assert [source[:80] for source in exported(cells) if length(source) > 40 and not only_names(source)] == []
+
+def only_names(source):
+    "Whether a cell imports, or lists the fields of one class, and does nothing else"
+    body = ast.parse(source).body
+    imports = all(isinstance(node, (ast.Import, ast.ImportFrom, ast.Try)) for node in body)
+    fields = [node for node in getattr(body[0], 'body', []) if isinstance(node, ast.AnnAssign)]
+    return imports or len(body) == 1 and isinstance(body[0], ast.ClassDef) and length(source) - len(fields) <= 40
+
+def tight_commas(source):
+    "Lines with a comma that no space follows"
+    tokens = list(tokenize.generate_tokens(io.StringIO(re.sub(r'^[!%].*$', '', source, flags=re.M)).readline))
+    return [a.line for a, b in zip(tokens, tokens[1:])
+            if a.string == ',' and a.end == b.start and b.string not in ')]}' and b.type not in (tokenize.NL, tokenize.NEWLINE, tokenize.COMMENT)]
+
+def test_one_dialect(cells):
+    sources = [c.source for c in code(cells)]
+    assert [line for source in sources for line in tight_commas(source)] == []
+    imports = [node for source in sources for node in ast.walk(ast.parse(re.sub(r'^[!%].*$', '', source, flags=re.M)))
+               if isinstance(node, ast.Import)]
+    assert [ast.unparse(node) for node in imports if len(node.names) > 1] == []

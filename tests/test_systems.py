@@ -9,7 +9,7 @@ from sadlr.learner import param_groups
 from sadlr.losses import IterativeDiceLoss
 from sadlr.metrics import score
 from sadlr.models.build import ENCODERS, HEADS, ReferSegmenter, create_model
-from sadlr.models.refine import object_logits
+from sadlr.models.sadlr import object_logits
 from sadlr.models.swin import SIZES
 from sadlr.preprocess import image_tensor, tokenize, word_tokenizer
 

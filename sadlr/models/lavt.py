@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .swin import create_swin, init_weights
+from .swin import NO_DECAY, WEIGHTS, create_swin, init_weights
 
 # %% ../../nbs/22_models.lavt.ipynb #8a02e300
 def pixel_word_attention(
@@ -114,6 +114,8 @@ class Decoder(nn.Module):
 # %% ../../nbs/22_models.lavt.ipynb #46e7fb58
 class LAVT(nn.Module):
     "Language-aware vision transformer: from an image and the features of its words to the features Y"
+    sizes = {'nano': dict(channels=64, fusion_heads=4)}
+    pretrained_sizes, no_decay = tuple(WEIGHTS), NO_DECAY
     def __init__(self,
         size:str='base',              # of the Swin Transformer, one of `sadlr.models.swin.SIZES`
         word_dim:int=768,             # D, features of a word

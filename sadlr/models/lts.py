@@ -16,7 +16,7 @@ from torchvision.models.segmentation.deeplabv3 import ASPP
 from torchvision.ops import Conv2dNormActivation
 
 from .language import masked_mean
-from .swin import create_swin
+from .swin import NO_DECAY, WEIGHTS, create_swin
 
 # %% ../../nbs/24_models.lts.ipynb #cead67fa
 class SentenceVector(nn.Module):
@@ -95,6 +95,8 @@ def he_init(
 # %% ../../nbs/24_models.lts.ipynb #822e8adf
 class LTS(nn.Module):
     "Locate then segment: from an image and the features of its words to the features Y"
+    sizes = {'nano': dict(channels=64)}
+    pretrained_sizes, no_decay = tuple(WEIGHTS), NO_DECAY
     def __init__(self,
         size:str='base',         # of the Swin Transformer, one of `sadlr.models.swin.SIZES`
         word_dim:int=768,        # D, features of a word

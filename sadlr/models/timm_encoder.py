@@ -18,6 +18,7 @@ from timm.layers import Format
 from torch import Tensor, nn
 
 from .lavt import PWAM, Decoder
+from .swin import NO_DECAY
 from ..preprocess import Preprocessing
 
 # %% ../../nbs/25_models.timm_encoder.ipynb #c9fb8b72
@@ -60,6 +61,9 @@ BACKBONES = dict(nano='convnext_atto.d2_in1k', tiny='convnext_tiny.fb_in22k', sm
 # %% ../../nbs/25_models.timm_encoder.ipynb #0d8b5bfe
 class TimmEncoder(nn.Module):
     "Any backbone of timm with the words fused into its maps: from image and words to the features Y"
+    sizes = {'nano': dict(channels=64, fusion_heads=None)}
+    pretrained_sizes, no_decay = tuple(BACKBONES), NO_DECAY
+    sized_by = 'backbone' # the option that decides in place of the size
     def __init__(self,
         size:str='base',         # of the ConvNeXt that is taken where no `backbone` is named, one of `BACKBONES`
         word_dim:int=768,        # D, features of a word

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from .language import masked_mean
-from .swin import create_swin
+from .swin import NO_DECAY, WEIGHTS, create_swin
 
 # %% ../../nbs/23_models.vlt.ipynb #79ed30df
 conv1,conv3 = (partial(Conv2dNormActivation, kernel_size=k) for k in (1,3)) # convolution, batch norm, ReLU
@@ -182,6 +182,8 @@ def init_queries(
 # %% ../../nbs/23_models.vlt.ipynb #ca481f53
 class VLT(nn.Module):
     "Vision-Language Transformer: from an image and the features of its words to the features Y"
+    sizes = {'nano': dict(channels=64)}
+    pretrained_sizes, no_decay = tuple(WEIGHTS), NO_DECAY
     def __init__(self,
         size:str='base',              # of the Swin Transformer, one of `sadlr.models.swin.SIZES`
         word_dim:int=768,             # D, features of a word
