@@ -39,13 +39,12 @@ def test_map_is_complete():
     assert listed == sorted(path.stem for path in (repo/'nbs').glob('[0-9]*.ipynb'))
 
 @pytest.mark.parametrize('page', ['index', '00_course'])
-def test_minutes_of_reading(page, monkeypatch):
+def test_minutes_of_reading(page):
     "Each number is what the course's own function counts, within a quarter or five minutes"
-    monkeypatch.chdir(repo/'nbs')
-    counting = dict(json=json, re=re, Path=Path)
+    counting = dict(json=json, re=re)
     exec(next(c.source for c in cells('00_course') if c.source.startswith('def reading_minutes')), counting)
     rows = re.findall(r'\[(\d\d_\S+)\]\([^)]*\)(?:, as far as "(.*?)")? \|.*\| (\d+) \|$', prose(page), re.M)
-    counted = [counting['reading_minutes'](stem, before or None) for stem, before, _ in rows]
+    counted = [counting['reading_minutes'](repo/'nbs'/f'{stem}.ipynb', before) for stem, before, _ in rows]
     wrong = {stem: f'{said} minutes, counted {5*round(minutes/5)}' for (stem, _, said), minutes in zip(rows, counted)
              if abs(int(said) - minutes) > max(5, minutes/4)}
     assert rows and wrong == {}
