@@ -27,7 +27,7 @@ from ..masks import rle_area, rle_box, to_rle
 def _around(radii, turn=0.):
     "Points at equal angles, clockwise from the top, at these distances from the centre"
     a = 2*np.pi*(np.arange(len(radii))/len(radii) + turn)
-    return np.stack([np.sin(a), -np.cos(a)], 1)*np.array(radii)[:,None]
+    return np.stack([np.sin(a), -np.cos(a)], 1)*np.array(radii)[:, None]
 
 def _cross(w):
     quarter = np.array([(-w, -1), (w, -1), (w, -w)])
@@ -114,10 +114,10 @@ def put_on(
 ) -> np.ndarray|None:   # `owner` with the new object
     "Puts an object on top of the others; None where that is not allowed"
     rows, cols, alpha = layer
-    below = owner[rows,cols]
+    below = owner[rows, cols]
     if rivals & set(below[alpha > 0].tolist()): return None
     owner = owner.copy()
-    owner[rows,cols] = np.where(alpha > .5, len(least)-1, below)
+    owner[rows, cols] = np.where(alpha > .5, len(least)-1, below)
     return owner if (np.bincount(owner[owner >= 0], minlength=len(least)) >= least).all() else None
 
 # %% ../../nbs/11_data.shapes.ipynb #483e42a6
@@ -154,7 +154,7 @@ def draw_background(
     image = np.full((img_size, img_size, 3), colour)
     for cells, strength in (4, 60), (16, 40):
         noise = Image.fromarray(rng.integers(0, 256, (cells, cells), dtype=np.uint8))
-        image += strength*(np.asarray(noise.resize((img_size, img_size), Image.BICUBIC))/255 - .5)[...,None]
+        image += strength*(np.asarray(noise.resize((img_size, img_size), Image.BICUBIC))/255 - .5)[..., None]
     return image
 
 # %% ../../nbs/11_data.shapes.ipynb #8390d517
@@ -175,9 +175,9 @@ def draw_scene(
     owner, layers = arrange(rng, looks, img_size)
     image = draw_background(rng, img_size)
     for (_, colour, _), (rows, cols, alpha) in zip(looks, layers):
-        image[rows,cols] += alpha[...,None]*(shade(rng, colour) - image[rows,cols])
+        image[rows, cols] += alpha[..., None]*(shade(rng, colour) - image[rows, cols])
     image += rng.normal(0, 7, image.shape)
-    return Scene(image.clip(0, 255).astype(np.uint8), owner == np.arange(len(looks))[:,None,None], looks)
+    return Scene(image.clip(0, 255).astype(np.uint8), owner == np.arange(len(looks))[:, None, None], looks)
 
 # %% ../../nbs/11_data.shapes.ipynb #7c30c0e3
 @dataclass(frozen=True, slots=True)
@@ -239,7 +239,7 @@ def beside(
     phrases = []
     for side, (axis, sign) in AXES.items():
         ahead = {o: sign*(getattr(anchor, axis) - getattr(o, axis)) for o in group if o != anchor}
-        if min(map(abs, ahead.values())) > margin and [o for o,d in ahead.items() if d > 0] == [target]:
+        if min(map(abs, ahead.values())) > margin and [o for o, d in ahead.items() if d > 0] == [target]:
             phrases.append(f'{name} {BESIDE[side]} the {anchor_name}')
     return one_of(rng, phrases)
 
@@ -255,10 +255,10 @@ def make_phrases(
 ) -> list[str]:
     "Two or three phrases that mean `target` alone; none where there are no such phrases"
     fits = describe(objects)
-    own = [d for d,found in fits.items() if found == [target]]
+    own = [d for d, found in fits.items() if found == [target]]
     shortest = [d for d in own if n_attributes(d) == min(map(n_attributes, own))]
-    groups = [(found, d) for d,found in fits.items() if target in found and len(found) > 1]
-    anchors = [(found[0], d) for d,found in fits.items() if len(found) == 1 and found != [target]]
+    groups = [(found, d) for d, found in fits.items() if target in found and len(found) > 1]
+    anchors = [(found[0], d) for d, found in fits.items() if len(found) == 1 and found != [target]]
     makers = [lambda: one_of(rng, shortest if rng.integers(2) else own)] if own else []
     if level == 'relations':
         makers.append(lambda: in_order(rng, target, *one_of(rng, groups), margin))
@@ -329,7 +329,7 @@ def write_scenes(
         _write_image(folder/'images'/images[-1]['file_name'], scene.image)
         for mask, look in zip(scene.masks, scene.looks):
             annotations.append(_annotate(mask, look, id=len(annotations), image_id=i))
-    categories = [dict(id=i, name=name, supercategory='shape') for i,name in enumerate(SHAPES, 1)]
+    categories = [dict(id=i, name=name, supercategory='shape') for i, name in enumerate(SHAPES, 1)]
     instances = dict(info=info, images=images, annotations=annotations, categories=categories)
     _write(folder/'instances.json', json.dumps(instances).encode())
     return instances
