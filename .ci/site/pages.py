@@ -151,8 +151,14 @@ def api_page(name, source, notebook):
             for target in getattr(node, 'targets', None) or [node.target]:
                 for n in ast.walk(target):
                     if isinstance(n, ast.Name): defined[n.id].append(node)
-    for patched in [n for n, nodes in defined.items() if 'patch' in decorators(nodes[0])]: # methods
-        for method in defined.pop(patched): defined[written(method.args.args[0].annotation)][0].body.append(method)
+    elsewhere = [] # methods that this module adds to the class of another
+    for patched in [n for n, nodes in defined.items() if any(d.startswith('patch') for d in decorators(nodes[0]))]:
+        for method in defined.pop(patched):
+            owner = written(method.args.args[0].annotation)
+            if owner in defined: defined[owner][0].body.append(method)
+            elif not method.name.startswith('_'):
+                method.name = f'{owner}.{method.name}'
+                elsewhere.append(function_entry(method, comments, method=True))
     public = ast.literal_eval(defined.pop('__all__')[0].value)
     page = page_name(notebook)
     entries = []
@@ -165,7 +171,7 @@ def api_page(name, source, notebook):
             else: entries.append(constant_entry(node, public_name, comments))
     about = ast.get_docstring(tree) or ''
     return '\n\n'.join([f'# {name}', about, f'Defined and explained in [{notebook}](../{page}.ipynb).',
-                        directive('module', name, '', 4), *entries])
+                        directive('module', name, '', 4), *entries, *elsewhere])
 
 # ---- the site
 
