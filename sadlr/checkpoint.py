@@ -246,8 +246,10 @@ def save(self:Checkpoint,
     state = learner_state(self.learn)
     try: check_finite(state)
     except FloatingPointError as error: stop_training(self.learn, str(error))
-    everyone, rec, self.due = gather_object([random_state()]), self.recorder, False
+    everyone = gather_object([random_state()])  # of all processes
+    self.due = False
     if not PartialState().is_main_process: return
+    rec = self.recorder
     record = dict(rows=self.rows, lrs=[float(lr) for lr in rec.lrs], losses=torch.stack(rec.losses),
                   smooth_loss=rec.smooth_loss.val, seconds=time.time() - rec.start_epoch)
     position = dict(length=self.length, epoch=epoch, batches=batches, pct_train=self.pct_train,

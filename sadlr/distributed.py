@@ -17,6 +17,7 @@ from fastai.data.core import TfmdDL
 from fastai.distributed import DistributedTrainer
 from fastai.learner import Learner
 from fastai.torch_core import default_device, find_bs, get_model, to_detach
+from fastcore.basics import patch
 
 from .metrics import ReferMetric
 
@@ -44,7 +45,7 @@ def order_of(
     dl:TfmdDL,  # a share of a loader
     take,       # `training_share` or `validation_share` of an order
 ) -> list[int]:
-    "What a share contains in the next epoch"
+    "The samples of a share in the next epoch"
     order = list(range(len(dl.dataset)))
     return take(dl.shuffle_fn(order) if dl.shuffle else order)
 
@@ -61,7 +62,8 @@ def share_loader(
         raise ValueError(f'a batch of {dl.bs} cannot be shared by {world} processes: choose a multiple of {world}')
     take = partial(training_share if dl.shuffle else validation_share, bs=dl.bs, rank=rank, world=world)
     share = dl.new(bs=bs)
-    share.rng, share.n, share.get_idxs = dl.rng, len(take(range(len(dl.dataset)))), partial(order_of, share, take)
+    share.rng, share.n = dl.rng, len(take(range(len(dl.dataset))))
+    share.get_idxs = partial(order_of, share, take)
     share.to_detach = to_cpu # each process keeps its own figures until the end of the validation
     return share
 
@@ -95,20 +97,26 @@ class SharedTraining(DistributedTrainer):
         for dl in self.dls: dl.rng.setstate(gather_object([dl.rng.getstate()])[0])
         if self.rank: torch.manual_seed(torch.initial_seed() + self.rank)
 
-    def before_validate(self):
-        super().before_validate()
-        self.together, self.learn.model, self.losses = self.model, get_model(self.model), []
-        for buffer in self.model.buffers(): torch.distributed.broadcast(buffer, 0)
+# %% ../nbs/44_distributed.ipynb #32f56523
+@patch
+def before_validate(self:SharedTraining):
+    DistributedTrainer.before_validate(self)
+    self.together, self.learn.model, self.losses = self.model, get_model(self.model), []
+    for buffer in self.model.buffers(): torch.distributed.broadcast(buffer, 0)
 
-    def after_batch(self):
-        if not self.training: self.losses.append((to_cpu(self.loss.mean()), find_bs(self.yb)))
+@patch
+def after_batch(self:SharedTraining):
+    if not self.training: self.losses.append((to_cpu(self.loss.mean()), find_bs(self.yb)))
 
-    def after_validate(self):
-        self.learn.model, loss = self.together, self.recorder.loss
-        loss.reset()
-        for value, n in in_turn(self.losses): loss.total, loss.count = loss.total + value*n, loss.count + n
-        records = {id(m.record): m.record for m in self.learn.metrics} # most metrics share one
-        for record in records.values(): record.pairs = in_turn(record.pairs)
+@patch
+def after_validate(self:SharedTraining):
+    self.learn.model, loss = self.together, self.recorder.loss
+    loss.reset()
+    for value, n in in_turn(self.losses):
+        loss.total += value*n
+        loss.count += n
+    records = {id(m.record): m.record for m in self.learn.metrics} # most metrics share one
+    for record in records.values(): record.pairs = in_turn(record.pairs)
 
 # %% ../nbs/44_distributed.ipynb #a336f1cf
 def distributed(

@@ -52,8 +52,10 @@ def predict_masks(
     protocol:str='lavt',      # a name in `sadlr.metrics.PROTOCOLS`: the size of the masks and the threshold
 ) -> Iterator[tuple[Tensor, Tensor]]: # (n, H, W) and (H, W) bool, on the model's device
     "Masks of every iteration, and the true mask, of each sample in turn"
-    rules, was_training, remaining = named_protocol(protocol), model.training, iter(samples)
-    limit, loader = math.log(rules.threshold/(1 - rules.threshold)), evaluation_loader(samples, model, bs, num_workers)
+    rules = named_protocol(protocol)
+    limit = math.log(rules.threshold/(1 - rules.threshold))
+    loader, remaining = evaluation_loader(samples, model, bs, num_workers), iter(samples)
+    was_training = model.training
     model.eval()
     try:
         for batch in progress_bar(loader, leave=False) if progress and on_screen() else loader:

@@ -55,6 +55,7 @@ def poly(
     "start (1 - t)^power"
     return start*max(1 - t, 0)**power
 
+# %% ../nbs/40_learner.ipynb #3a675ab9
 class PolySchedule(ParamScheduler):
     "Decay the learning rate as lr (1 - t)^power at each step, unless another scheduler is at work (section 4.2)"
     def __init__(self,
@@ -120,8 +121,9 @@ def refer_learner(
         raise ValueError(f'the loaders make photos by {given}, the model wants {wanted}: pass '
                          'preprocessing=model.preprocessing to refer_dataloaders')
     own = L(OnlyFinite(), EpochLines(), SkippedEpochs(), RecordedLoss(), WithoutGraph(), PolySchedule(parts=parts))
-    own += L(HalfPrecision(precision) if precision != 'fp32' else None)
-    own += L(Accumulate(parts) if parts > 1 else None) + L(ActivationCheckpointing() if checkpoint else None)
+    if precision != 'fp32': own.append(HalfPrecision(precision))
+    if parts > 1: own.append(Accumulate(parts))
+    if checkpoint: own.append(ActivationCheckpointing())
     if metrics is None: metrics = refer_metrics(get_model(bare_model(model).head).iterations)
     return Learner(
         dls, model, lr=lr, loss_func=loss_func or IterativeDiceLoss(), splitter=partial(param_groups, weight_decay=wd),

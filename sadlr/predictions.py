@@ -79,13 +79,14 @@ def check_claims(
     ref:Ref,     # of its sentence
     refer:Refer,
 ):
-    "Raises a ValueError where a prediction names another object, image or data set than that of its sentence"
+    "Raise a ValueError where a prediction names another object, image or data set than that of its sentence"
     known = dict(ref_id=ref.ref_id, ann_id=ref.ann_id, image_id=ref.image_id, dataset=refer.dataset,
                  split_by=refer.split_by, split=ref.split)
     for name, value in known.items():
         if (claim := getattr(prediction, name)) not in (None, value):
             raise ValueError(f'the prediction for sentence {prediction.sent_id} has {name} {claim!r}, not {value!r}')
 
+# %% ../nbs/45_predictions.ipynb #56352e14
 def match_predictions(
     predictions:Sequence[Prediction],
     refer:Refer,
@@ -138,7 +139,8 @@ def score_predictions(
     protocol:str='lavt',              # a name in `sadlr.metrics.PROTOCOLS`
 ) -> list[dict[str, float]]:          # one dict of scores per iteration, as from `evaluate`
     "P@X, mIoU and oIoU of each iteration over all sentences of a split"
-    rules, pairs, counts, last = named_protocol(protocol), match_predictions(predictions, refer, split), [], None
+    rules, pairs = named_protocol(protocol), match_predictions(predictions, refer, split)
+    counts, last = [], None
     side = None if rules.original_size else network_side(pairs[0][1][0])
     for ref, found in pairs:
         if ref.ref_id != last: # the sentences of an object come together

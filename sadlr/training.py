@@ -79,6 +79,7 @@ def idle_options(
         idle |= dict.fromkeys(('bert_layers', 'bert_dropout'), why)
     return idle
 
+# %% ../nbs/46_training.ipynb #6aa59f7d
 def usual_partition(dataset:str) -> str:
     "The first partition of a data set; 'own' where it is your own"
     return next(iter(PARTITIONS.get(dataset, ['own'])))
@@ -208,6 +209,7 @@ def check_choices(t:Training):
     for name, allowed in choices.items():
         if (value := getattr(t, name)) not in allowed: raise ValueError(f'{name}={value!r}: choose one of {allowed}')
 
+# %% ../nbs/46_training.ipynb #89908472
 def check_training(t:Training):
     "Raise a ValueError for what can be known to be wrong before anything is read"
     for name, value in vars(t).items():
@@ -284,6 +286,7 @@ def try_model(
     try: model.eval()(torch.zeros(1, 3, size, size), ids, torch.ones_like(ids))
     finally: model.train()
 
+# %% ../nbs/46_training.ipynb #b08a2a80
 def new_model(
     t:Training,
     tokenizer,          # or where to find it
@@ -395,6 +398,7 @@ def own_folder(
     finally:
         with suppress(OSError): made and out.rmdir()  # if nothing was written
 
+# %% ../nbs/46_training.ipynb #53c4d017
 def check_folder(
     out:Path,     # of a run
     resume:bool,  # go on with an unfinished one

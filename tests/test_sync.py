@@ -1,9 +1,10 @@
 "What is generated, or said twice, agrees with its source"
-import re, subprocess, sys
+import json, re, subprocess, sys
 from configparser import ConfigParser
 from importlib import import_module
 from pathlib import Path
-import pytest, sadlr
+import nbformat, pytest, sadlr
+from PIL import Image
 
 repo = Path(__file__).parent.parent
 config = ConfigParser(delimiters=['='])
@@ -17,6 +18,41 @@ def test_readme_is_the_index():
 def test_readme_links_lead_somewhere():
     links = re.findall(r'\]\(([^)#:]+)\)|src="([^":]+)"', (repo/'README.md').read_text(encoding='utf-8'))
     assert [link for pair in links for link in pair if link and not (repo/link).exists()] == []
+
+def test_readme_is_short():
+    "What is a word holds a letter or a digit; the folded map counts too"
+    text = (repo/'README.md').read_text(encoding='utf-8')
+    assert 700 <= sum(bool(re.search(r'\w', word)) for word in text.split()) <= 900
+
+def test_animation_is_small():
+    path = repo/'nbs'/'images'/'answer.gif'
+    with Image.open(path) as gif: assert gif.n_frames == 3 and path.stat().st_size < 200_000
+
+# ---- the front door: the tables of the index and the course
+
+def cells(stem): return nbformat.read(repo/'nbs'/f'{stem}.ipynb', as_version=4).cells
+
+def prose(stem): return '\n'.join(c.source for c in cells(stem) if c.cell_type == 'markdown')
+
+def test_map_is_complete():
+    listed = re.findall(r'^\| \[(\S+)\]', prose('index'), re.M)
+    assert listed == sorted(path.stem for path in (repo/'nbs').glob('[0-9]*.ipynb'))
+
+@pytest.mark.parametrize('page', ['index', '00_course'])
+def test_minutes_of_reading(page):
+    "Each number is what the course's own function counts, within a quarter or five minutes"
+    counting = dict(json=json, re=re)
+    exec(next(c.source for c in cells('00_course') if c.source.startswith('def reading_minutes')), counting)
+    rows = re.findall(r'\[(\d\d_\S+)\]\([^)]*\)(?:, as far as "(.*?)")? \|.*\| (\d+) \|$', prose(page), re.M)
+    counted = [counting['reading_minutes'](repo/'nbs'/f'{stem}.ipynb', before) for stem, before, _ in rows]
+    wrong = {stem: f'{said} minutes, counted {5*round(minutes/5)}' for (stem, _, said), minutes in zip(rows, counted)
+             if abs(int(said) - minutes) > max(5, minutes/4)}
+    assert rows and wrong == {}
+
+def test_sections_named_in_the_course():
+    named = re.findall(r'\]\((\S+)\.ipynb\), "(.*?)"', prose('00_course'))
+    assert named and [(stem, title) for stem, title in named
+                      if not re.search(rf'^##+ {re.escape(title)}$', prose(stem), re.M)] == []
 
 def test_every_module_has_its_notebook():
     sources = {p: re.search(r'File to edit: (\S+\.ipynb)', p.read_text(encoding='utf-8'))
