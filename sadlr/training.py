@@ -48,7 +48,8 @@ from .losses import LOSSES
 from .models.build import ENCODERS, HEADS, LANGUAGES, ReferSegmenter, create_model, load_strictly
 from .models.lavt_ris import load_lavt_ris
 from .models.swin import SIZES, WEIGHTS
-from .preprocess import VOCABULARIES, open_image
+from .pictures import open_image
+from .preprocess import VOCABULARIES
 from .visualize import show_strips
 
 # %% ../nbs/46_training.ipynb #ea4b7fd6
