@@ -6,7 +6,9 @@
 __all__ = ['Panel', 'demo']
 
 # %% ../nbs/50_demo.ipynb #8e7dbd7c
-import re, textwrap, warnings
+import re
+import textwrap
+import warnings
 from base64 import b64encode
 from contextlib import contextmanager
 from functools import wraps
@@ -14,21 +16,47 @@ from html import escape
 from io import BytesIO
 from os import PathLike
 from pathlib import Path
+
 import numpy as np
 from comm import DummyComm
-from fastcore.basics import listify
-from ipywidgets import (HTML, Box, Button, Combobox, Dropdown, FileUpload, FloatSlider, IntSlider, Layout,
-                        ToggleButtons, VBox)
-from ipywidgets import Image as Picture
+from fastcore.basics import listify, patch
+from ipywidgets import (HTML, Box, Button, Combobox, Dropdown, FileUpload, FloatSlider, Image as Picture, IntSlider,
+                        Layout, ToggleButtons, VBox)
 from matplotlib import colormaps
 from matplotlib.colors import to_hex
 from PIL import Image, UnidentifiedImageError
 from scipy.special import expit
+
 from .data.shapes import MARGIN, SceneObject, draw_scene, make_phrases
-from .models.build import ReferSegmenter, bundled
+from .models.build import bundled
+from .models.segmenter import ReferSegmenter
 from .pictures import open_image
 from .preprocess import MAX_WORDS, phrase_fault, unknown_words
 from .visualize import overlay, show_strips
+
+# %% ../nbs/50_demo.ipynb #11ed1f1d
+SIDE = 384 # of a picture, in pixels: images below are enlarged to it
+
+def enlarge(
+    array:np.ndarray, # (H, W, ...)
+) -> np.ndarray:      # (k*H, k*W, ...) for the smallest k that makes one side `SIDE` at least
+    "Repeat the rows and columns of a small image or map"
+    times = -(-SIDE // max(array.shape[:2]))
+    return array.repeat(times, 0).repeat(times, 1)
+
+def paint(
+    image:Image.Image,           # (H, W) pixels, RGB
+    scores:np.ndarray|None=None, # (H, W) log-odds; `None`: the image alone
+    opacity:float=.6,            # of what is laid over the image
+    view:str='mask',             # or 'score map'
+) -> np.ndarray:                 # (k*H, k*W, 3) uint8
+    "A picture of one answer at one iteration"
+    pixels = enlarge(np.asarray(image))
+    if scores is None: return pixels
+    if view == 'mask': return overlay(pixels, enlarge(scores > 0), alpha=opacity)
+    coloured = colormaps['viridis'](enlarge(expit(scores)), bytes=True)[..., :3]
+    grey = pixels.mean(-1, keepdims=True)
+    return ((1-opacity)*grey + opacity*coloured).round().astype(np.uint8)
 
 # %% ../nbs/50_demo.ipynb #4f43cb63
 MAX_PHRASES = 8
@@ -48,52 +76,10 @@ def read_phrases(
             raise ValueError(f'"{textwrap.shorten(phrase, 40)}" has {n} tokens, the model reads {MAX_WORDS}')
     return phrases
 
-# %% ../nbs/50_demo.ipynb #11ed1f1d
-SIDE = 384 # of a picture, in pixels: images below are enlarged to it
-
-def enlarge(
-    array:np.ndarray, # (H, W, ...)
-) -> np.ndarray:      # (k*H, k*W, ...) for the smallest k that makes one side `SIDE` at least
-    "Repeat the rows and columns of a small image or map"
-    times = -(-SIDE // max(array.shape[:2]))
-    return array.repeat(times, 0).repeat(times, 1)
-
-def paint(
-    image:Image.Image,       # (H, W) pixels, RGB
-    scores:np.ndarray=None,  # (H, W) log-odds; none: the image alone
-    opacity:float=.6,        # of what is laid over the image
-    view:str='mask',         # or 'score map'
-) -> np.ndarray:             # (k*H, k*W, 3) uint8
-    "A picture of one answer at one iteration"
-    pixels = enlarge(np.asarray(image))
-    if scores is None: return pixels
-    if view == 'mask': return overlay(pixels, enlarge(scores > 0), alpha=opacity)
-    coloured = colormaps['viridis'](enlarge(expit(scores)), bytes=True)[..., :3]
-    grey = pixels.mean(-1, keepdims=True)
-    return ((1-opacity)*grey + opacity*coloured).round().astype(np.uint8)
-
-# %% ../nbs/50_demo.ipynb #2de7ec22
-def _jpeg(pixels):
-    "The bytes of a picture: colours at full resolution, and fast enough to follow a slider"
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, 'jpeg', quality=90, subsampling=0)
-    return buffer.getvalue()
-
-def caption(
-    phrase:str,
-    scores:np.ndarray, # (H, W) log-odds
-    unknown:list[str], # words of the phrase that the model does not know
-) -> str:              # HTML
-    "What stands below a picture"
-    found = f'{(scores > 0).sum():,} of {scores.size:,} pixels' if (scores > 0).any() else 'nothing found'
-    lines = [f'<b>{escape(phrase)}</b>', found, f'probability up to {expit(scores.max()):.2f}']
-    if unknown: lines.append(f'<i>not in the vocabulary: {escape(", ".join(unknown))}</i>')
-    return f'<div style="line-height: 1.4">{"<br>".join(lines)}</div>'
-
 # %% ../nbs/50_demo.ipynb #40deb85f
 MAX_SIDE = 640 # of an image in the panel, in pixels
 
-def fit(
+def shrink(
     image,         # what `open_image` takes
 ) -> Image.Image:  # RGB, upright, a copy
     "An image of `MAX_SIDE` pixels a side at most"
@@ -112,7 +98,7 @@ def read_upload(
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('error', Image.DecompressionBombWarning)
-            return fit(Image.open(BytesIO(content), formats=FORMATS))
+            return shrink(Image.open(BytesIO(content), formats=FORMATS))
     except Exception as error: # decoders fail in any way
         reason = f'not one of {", ".join(FORMATS)}' if isinstance(error, UnidentifiedImageError) else error
         raise ValueError(f'{name} is no image that can be read: {reason}') from error
@@ -132,7 +118,7 @@ def draw_example(
     phrases = [p for o in objects for p in make_phrases(rng, o, objects, 'relations', MARGIN*img_size)]
     return Image.fromarray(scene.image), phrases
 
-# %% ../nbs/50_demo.ipynb #9857f3a3
+# %% ../nbs/50_demo.ipynb #3e53155f
 def _row(*widgets, align='center'):
     "Widgets side by side, or below each other where the page is narrow"
     return Box(widgets, layout=Layout(flex_flow='row wrap', align_items=align))
@@ -147,8 +133,27 @@ def _legend():
     bar = f'display: inline-block; width: 8em; height: .8em; background: linear-gradient(to right, {colours})'
     return HTML(f'probability 0 <span style="{bar}"></span> 1')
 
-def _told(method):
-    "A callback whose errors are told in the panel"
+# %% ../nbs/50_demo.ipynb #2de7ec22
+def _jpeg(pixels):
+    "The bytes of a picture: colours at full resolution, and fast enough to follow a slider"
+    buffer = BytesIO()
+    Image.fromarray(pixels).save(buffer, 'jpeg', quality=90, subsampling=0)
+    return buffer.getvalue()
+
+def caption(
+    phrase:str,
+    scores:np.ndarray, # (H, W) log-odds
+    unknown:list[str], # words of the phrase that the model does not know
+) -> str:              # HTML
+    "The text below a picture"
+    found = f'{(scores > 0).sum():,} of {scores.size:,} pixels' if (scores > 0).any() else 'nothing found'
+    lines = [f'<b>{escape(phrase)}</b>', found, f'probability up to {expit(scores.max()):.2f}']
+    if unknown: lines.append(f'<i>not in the vocabulary: {escape(", ".join(unknown))}</i>')
+    return f'<div style="line-height: 1.4">{"<br>".join(lines)}</div>'
+
+# %% ../nbs/50_demo.ipynb #9857f3a3
+def _shows_errors(method):
+    "A callback whose errors appear in the panel"
     @wraps(method)
     def callback(self, *_):
         try: method(self)
@@ -159,135 +164,170 @@ def _told(method):
             self.message.value = f'<div role="alert" style="{style}">{text}</div>'
     return callback
 
-# %% ../nbs/50_demo.ipynb #9265cc9f
+# %% ../nbs/50_demo.ipynb #f83ff3bb
 class Panel(VBox):
     "An image, phrases, and what a model answers at each iteration"
     def __init__(self,
         model:ReferSegmenter,
-        images:dict={}, # name -> PIL image, RGB, to choose from; none: a scene is drawn
-        phrase:str='',  # asked first; none: one that fits the scene
+        images:dict|None=None, # name -> PIL image, RGB, to choose from; `None`: a scene is drawn
+        phrase:str='',         # asked first; empty: one that fits the scene
     ):
-        self.model, self.images, self.hints, self.n_scenes = model, {}, {}, 0
-        self.phrases, self.scores, self.unknown, self._held = [], [], [], False
-        self.choice = Dropdown(description='Image')
-        self.scene = Button(description='New scene', tooltip='Draw another scene of shapes', layout=Layout(width='8em'))
-        self.upload = FileUpload(accept='image/*', multiple=True, layout=Layout(width='9em'))
-        self.phrase = Combobox(description='Phrase', value=phrase, continuous_update=False, layout=Layout(width='98%'),
-                               placeholder='one phrase, or several; separated; by semicolons')
-        self.iteration = IntSlider(description='Iteration', min=1, max=2, value=2)
-        self.opacity = FloatSlider(description='Opacity', min=0, max=1, step=.05, value=.6, readout_format='.0%')
-        self.view = ToggleButtons(options=['mask', 'score map'], style=dict(button_width='7.5em'))
-        self.legend, self.message, self.pictures = _legend(), HTML(), _row(align='flex-start')
-        self.frames = [_frame() for _ in range(MAX_PHRASES)]
+        self.model = model
+        self.images = {}  # name -> image
+        self.hints = {}   # name of an image -> phrases that fit it
+        self.n_scenes = 0 # drawn so far
+        self.phrases, self.scores, self.unknown = [], [], [] # of the answers that are shown
+        self._held = False
+        self._make_controls(phrase)
         super().__init__([_row(self.choice, self.scene, self.upload), self.phrase,
                           _row(self.iteration, self.opacity, self.view, self.legend), self.message, self.pictures])
-        for widget in self.choice, self.phrase: widget.observe(self.ask, 'value')
-        for widget in self.iteration, self.opacity, self.view: widget.observe(self.draw, 'value')
-        self.upload.observe(self.receive, 'value')
-        self.scene.on_click(self.new_scene)
+        self._connect_controls()
         if images: self.offer(images)
         else: self.new_scene()
 
     @property
     def image(self) -> Image.Image: return self.images[self.choice.value]
 
-    @contextmanager
-    def _hold(self):
-        "Controls change, and nothing is asked or drawn in between"
-        self._held = True
-        try: yield
-        finally: self._held = False
-
-    @_told
-    def ask(self):
-        "Answer the phrases, for all iterations at once"
-        if self._held: return
-        self.message.value, self.phrases, self.scores, self.unknown = '', [], [], []
-        self.phrase.options = self.hints.get(self.choice.value, [])
-        try:
-            phrases = read_phrases(self.phrase.value, self.model.tokenizer)
-            answers = self.model.segment(self.image, phrases)
-            scores = np.stack([answer.scores for answer in answers])
-            if not np.isfinite(scores).all():
-                raise ValueError('the scores of the model are not all finite: train it again, or choose another')
-            unknown = [unknown_words(phrase, self.model.tokenizer) for phrase in phrases]
-            self.scores, self.phrases, self.unknown = scores, phrases, unknown
-            with self._hold(): self._fit_slider(self.scores.shape[1])
-        finally: self.draw() # after an error, the image alone
-
-    def _fit_slider(self, n):
-        "The slider ends at iteration `n`, and one that stood at its end still does; frontends fail on one of length 0"
-        last = self.iteration.value == self.iteration.max
-        self.iteration.max = max(n, 2)
-        if last: self.iteration.value = self.iteration.max
-        self.iteration.layout.display = 'none' if n == 1 else ''
-
-    @_told
-    def draw(self):
-        "Paint the answers as the controls ask for it"
-        if self._held: return
-        self.legend.layout.display = '' if self.view.value == 'score map' else 'none'
-        at = [scores[:self.iteration.value][-1] for scores in self.scores]
-        width = SIDE if len(at) < 2 else 2*SIDE//3
-        for i, (frame, scores) in enumerate(zip(self.frames, at or [None])):
-            picture, text = frame.children
-            picture.value = _jpeg(paint(self.image, scores, self.opacity.value, self.view.value))
-            picture.layout.width = f'{round(width*self.image.width/max(self.image.size))}px'
-            text.value = caption(self.phrases[i], scores, self.unknown[i]) if at else ''
-            text.layout.width = f'{width}px'
-        self.pictures.children = self.frames[:max(len(at), 1)]
-
-    def offer(self,
-        images:dict, # name -> PIL image, RGB
-        hints=(),    # phrases for the list of the phrase field
-    ):
-        "Add images, choose the last of them, and ask"
-        self.images.update(images)
-        self.hints.update(dict.fromkeys(images, list(hints)))
-        with self._hold(): self.choice.options, self.choice.value = list(self.images), list(images)[-1]
-        self.ask()
-
-    @_told
-    def new_scene(self):
-        "Draw the next scene; a phrase that was not typed makes way for one that fits"
-        self.n_scenes += 1
-        image, hints = draw_example(self.n_scenes, self.model.config['img_size'])
-        with self._hold():
-            if self.phrase.value in ('', *self.phrase.options): self.phrase.value = hints[0]
-        self.offer({f'scene {self.n_scenes}': image}, hints)
-
-    @_told
-    def receive(self):
-        "Take the uploaded files that are images, and tell which are not"
-        files, images, errors = self.upload.value, {}, []
-        if not files: return
-        self.upload.value = ()
-        for file in files:
-            try: images[file['name']] = read_upload(file['name'], file['content'])
-            except ValueError as error: errors.append(str(error))
-        if images: self.offer(images)
-        if errors: raise ValueError('; '.join(errors))
-
     def __repr__(self): return f'Panel({self.choice.value!r}, {self.phrase.value!r})'
 
-    def _repr_mimebundle_(self, **kwargs):
-        "The live panel, where a kernel runs that can move it, and all iterations as a picture for wherever none does"
-        live = {} if isinstance(self.comm, DummyComm) else super()._repr_mimebundle_(**kwargs)
-        answers = [(scores > 0, phrase) for scores, phrase in zip(self.scores, self.phrases)] or [([],)]
-        buffer = BytesIO()
-        show_strips([(np.asarray(self.image), *answer) for answer in answers]).savefig(
-            buffer, format='jpeg', dpi=110, bbox_inches='tight', pil_kwargs=dict(quality=70))
-        return {**live, 'text/plain': repr(self), 'image/jpeg': b64encode(buffer.getvalue()).decode()}
+# %% ../nbs/50_demo.ipynb #1942c161
+@patch
+def _make_controls(self:Panel, phrase):
+    "All widgets, in the order of the panel"
+    self.choice = Dropdown(description='Image')
+    self.scene = Button(description='New scene', tooltip='Draw another scene of shapes', layout=Layout(width='8em'))
+    self.upload = FileUpload(accept='image/*', multiple=True, layout=Layout(width='9em'))
+    self.phrase = Combobox(description='Phrase', value=phrase, continuous_update=False, layout=Layout(width='98%'),
+                           placeholder='one phrase, or several; separated; by semicolons')
+    self.iteration = IntSlider(description='Iteration', min=1, max=2, value=2)
+    self.opacity = FloatSlider(description='Opacity', min=0, max=1, step=.05, value=.6, readout_format='.0%')
+    self.view = ToggleButtons(options=['mask', 'score map'], style=dict(button_width='7.5em'))
+    self.legend = _legend()
+    self.message = HTML()
+    self.pictures = _row(align='flex-start')
+    self.frames = [_frame() for _ in range(MAX_PHRASES)]
+
+# %% ../nbs/50_demo.ipynb #a06b388c
+@patch
+def _connect_controls(self:Panel):
+    "Image and phrase ask the model anew, the other controls paint what is known"
+    for widget in self.choice, self.phrase: widget.observe(self.ask, 'value')
+    for widget in self.iteration, self.opacity, self.view: widget.observe(self.draw, 'value')
+    self.upload.observe(self.receive, 'value')
+    self.scene.on_click(self.new_scene)
+
+@patch
+@contextmanager
+def _hold(self:Panel):
+    "Controls change, and nothing is asked or drawn in between"
+    self._held = True
+    try: yield
+    finally: self._held = False
+
+# %% ../nbs/50_demo.ipynb #48e156e0
+@patch
+@_shows_errors
+def ask(self:Panel):
+    "Answer the phrases, for all iterations at once"
+    if self._held: return
+    self.message.value = ''
+    self.phrases, self.scores, self.unknown = [], [], []
+    self.phrase.options = self.hints.get(self.choice.value, [])
+    try:
+        phrases = read_phrases(self.phrase.value, self.model.tokenizer)
+        answers = self.model.segment(self.image, phrases)
+        scores = np.stack([answer.scores for answer in answers])
+        if not np.isfinite(scores).all():
+            raise ValueError('the scores of the model are not all finite: train it again, or choose another')
+        unknown = [unknown_words(phrase, self.model.tokenizer) for phrase in phrases]
+        self.phrases, self.scores, self.unknown = phrases, scores, unknown
+        with self._hold(): self._fit_slider(scores.shape[1])
+    finally: self.draw() # after an error, the image alone
+
+@patch
+def _fit_slider(self:Panel, n):
+    "The slider ends at iteration `n`, and one that stood at its end still does; frontends fail on one of length 0"
+    at_end = self.iteration.value == self.iteration.max
+    self.iteration.max = max(n, 2)
+    if at_end: self.iteration.value = self.iteration.max
+    self.iteration.layout.display = 'none' if n == 1 else ''
+
+# %% ../nbs/50_demo.ipynb #3960edb2
+@patch
+@_shows_errors
+def draw(self:Panel):
+    "Paint the answers as the controls ask for it"
+    if self._held: return
+    self.legend.layout.display = '' if self.view.value == 'score map' else 'none'
+    at = [scores[:self.iteration.value][-1] for scores in self.scores]
+    width = SIDE if len(at) < 2 else 2*SIDE//3
+    for i, (frame, scores) in enumerate(zip(self.frames, at or [None])):
+        picture, text = frame.children
+        picture.value = _jpeg(paint(self.image, scores, self.opacity.value, self.view.value))
+        picture.layout.width = f'{round(width*self.image.width/max(self.image.size))}px'
+        text.value = caption(self.phrases[i], scores, self.unknown[i]) if at else ''
+        text.layout.width = f'{width}px'
+    self.pictures.children = self.frames[:max(len(at), 1)]
+
+# %% ../nbs/50_demo.ipynb #4fb097b0
+@patch
+def offer(self:Panel,
+    images:dict, # name -> PIL image, RGB
+    hints=(),    # phrases for the list of the phrase field
+):
+    "Add images, choose the last of them, and ask"
+    self.images.update(images)
+    self.hints.update(dict.fromkeys(images, list(hints)))
+    with self._hold():
+        self.choice.options = list(self.images)
+        self.choice.value = list(images)[-1]
+    self.ask()
+
+@patch
+@_shows_errors
+def new_scene(self:Panel):
+    "Draw the next scene; a phrase that nobody typed makes way for one that fits"
+    self.n_scenes += 1
+    image, hints = draw_example(self.n_scenes, self.model.config['img_size'])
+    with self._hold():
+        if self.phrase.value in ('', *self.phrase.options): self.phrase.value = hints[0]
+    self.offer({f'scene {self.n_scenes}': image}, hints)
+
+# %% ../nbs/50_demo.ipynb #60908417
+@patch
+@_shows_errors
+def receive(self:Panel):
+    "Take the uploaded files that are images, and name those that are not"
+    files, images, errors = self.upload.value, {}, []
+    if not files: return
+    self.upload.value = ()
+    for file in files:
+        try: images[file['name']] = read_upload(file['name'], file['content'])
+        except ValueError as error: errors.append(str(error))
+    if images: self.offer(images)
+    if errors: raise ValueError('; '.join(errors))
+
+# %% ../nbs/50_demo.ipynb #d8ced664
+@patch
+def _repr_mimebundle_(self:Panel, **kwargs):
+    "The live panel, if there is a kernel, and a picture of all iterations"
+    live = {} if isinstance(self.comm, DummyComm) else super(Panel, self)._repr_mimebundle_(**kwargs)
+    image = np.asarray(self.image)
+    strips = [(image, scores > 0, phrase) for scores, phrase in zip(self.scores, self.phrases)]
+    buffer = BytesIO()
+    show_strips(strips or [(image, [])]).savefig(
+        buffer, format='jpeg', dpi=110, bbox_inches='tight', pil_kwargs=dict(quality=70))
+    return {**live, 'text/plain': repr(self), 'image/jpeg': b64encode(buffer.getvalue()).decode()}
 
 # %% ../nbs/50_demo.ipynb #602be6e6
 def demo(
     model:ReferSegmenter|None=None, # of any size and head; `None`: the bundled one
     images=(),                      # files, PIL images, arrays, ... to choose from, beside scenes and uploads
-    phrase:str='',                  # asked first; none: one that fits the scene
+    phrase:str='',                  # asked first; empty: one that fits the scene
 ) -> Panel:
     "A panel to ask a model in: the last line of a cell shows it"
     model = bundled('shapes') if model is None else model
     if model.tokenizer is None: raise ValueError('this model has no tokenizer: pass tokenizer= to create_model')
     def name(i, image): return f'{i}: {Path(image).name}' if isinstance(image, (str, PathLike)) else f'image {i}'
     if isinstance(images, (bytes, bytearray, memoryview)) or hasattr(images, 'read'): images = [images]
-    return Panel(model, {name(i, image): fit(image) for i, image in enumerate(listify(images), 1)}, phrase)
+    return Panel(model, {name(i, image): shrink(image) for i, image in enumerate(listify(images), 1)}, phrase)

@@ -97,6 +97,8 @@ MISTAKES = [
     ('sadlr_evaluate --model ./nothing', 'nothing'),
     ('sadlr_predict missing.png star', 'missing.png'),
     ('sadlr_predict data/shapes/instances.json star', 'instances.json'),
+    ('sadlr_profile --heads cascade', "unknown head 'cascade'"),
+    ('sadlr_profile --size huge', "unknown size 'huge'"),
 ]
 
 @pytest.mark.parametrize('line, told', MISTAKES, ids=[line for line, _ in MISTAKES])
