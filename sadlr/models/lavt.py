@@ -8,29 +8,30 @@ __all__ = ['PWAM', 'LAVT']
 # %% ../../nbs/22_models.lavt.ipynb #83469df8
 import torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .swin import NO_DECAY, WEIGHTS, create_swin, init_weights
 
 # %% ../../nbs/22_models.lavt.ipynb #8a02e300
 def pixel_word_attention(
-    query:Tensor,      # (B, P, C), one query per pixel
-    key:Tensor,        # (B, N, C), one key per word
-    value:Tensor,      # (B, N, C), one value per word
-    token_mask:Tensor, # (B, N), 1 = word
+    query:Tensor,      # (B, P, C) one query per pixel
+    key:Tensor,        # (B, N, C) one key per word
+    value:Tensor,      # (B, N, C) one value per word
+    token_mask:Tensor, # (B, N) 1 = word
     num_heads:int=1,   # groups of channels that attend apart
 ) -> tuple:            # (B, P, C) mixture of the values, (B, num_heads, P, N) attention
-    "For each pixel a mixture of the words' values, weighted by how well their keys answer its query"
-    scale = query.shape[-1] ** -.5
-    query,key,value = (t.unflatten(-1, (num_heads,-1)).transpose(1, 2) for t in (query,key,value))
-    bias = (token_mask[:,None,None].to(query.dtype) - 1) * 1e4
+    "Mix the words' values for each pixel, by how well their keys answer its query"
+    scale = query.shape[-1]**-.5
+    query, key, value = (t.unflatten(-1, (num_heads, -1)).transpose(1, 2) for t in (query, key, value))
+    bias = (token_mask[:, None, None].to(query.dtype) - 1)*1e4
     attention = ((query*scale) @ key.mT + bias).softmax(-1)
     return (attention @ value).transpose(1, 2).flatten(2), attention
 
 # %% ../../nbs/22_models.lavt.ipynb #94c5e237
 def instance_norm(
     x:Tensor, # (B, P, C)
-) -> Tensor:  # (B, P, C), every channel of every image with mean 0 and variance 1 over the pixels
+) -> Tensor:  # (B, P, C) each channel of each image with mean 0 and variance 1 over the pixels
     "Instance normalisation without parameters, channels last"
     return F.layer_norm(x.transpose(1, 2), x.shape[1:2]).transpose(1, 2)
 
@@ -46,24 +47,28 @@ class PWAM(nn.Module):
         if num_heads < 1 or dim % num_heads:
             raise ValueError(f'fusion_heads: the {dim} channels of a stage are not divisible by {num_heads}')
         self.num_heads = num_heads
-        self.vis_project,self.query = nn.Linear(dim, dim),nn.Linear(dim, dim)
-        self.key,self.value = nn.Linear(word_dim, dim),nn.Linear(word_dim, dim)
-        self.lang_project,self.project = nn.Linear(dim, dim),nn.Linear(dim, dim)
+        self.vis_project = nn.Linear(dim, dim)
+        self.query = nn.Linear(dim, dim)
+        self.key = nn.Linear(word_dim, dim)
+        self.value = nn.Linear(word_dim, dim)
+        self.lang_project = nn.Linear(dim, dim)
+        self.project = nn.Linear(dim, dim)
 
     def attend(self, x, words, token_mask):
         "The mixture of words for each pixel, and the attention that mixed it"
-        m = token_mask[...,None].to(words.dtype)
+        m = token_mask[..., None].to(words.dtype)
         return pixel_word_attention(instance_norm(self.query(x)), self.key(words)*m, self.value(words)*m,
                                     token_mask, self.num_heads)
 
     def forward(self,
         x:Tensor,          # (B, P, C) pixels of the stage
         words:Tensor,      # (B, N, D)
-        token_mask:Tensor, # (B, N), 1 = word
+        token_mask:Tensor, # (B, N) 1 = word
     ) -> Tensor:           # (B, P, C) fused features F
-        mixture,_ = self.attend(x, words, token_mask)
+        "Fused features from pixels and their mixtures of words"
+        mixture, _ = self.attend(x, words, token_mask)
         language = instance_norm(self.lang_project(mixture))
-        return F.gelu(self.project(F.gelu(self.vis_project(x)) * language))
+        return F.gelu(self.project(F.gelu(self.vis_project(x))*language))
 
 # %% ../../nbs/22_models.lavt.ipynb #3b2e4ab4
 class LanguageGate(nn.Module):
@@ -77,9 +82,10 @@ class LanguageGate(nn.Module):
         self.apply(init_weights)
 
     def forward(self,
-        x:Tensor,     # (..., C) what the stage left
+        x:Tensor,     # (..., C) map of the stage
         fused:Tensor, # (..., C) fused features F
-    ) -> Tensor:      # (..., C) what the next stage gets
+    ) -> Tensor:      # (..., C) map that the next stage gets
+        "Add what the gate lets through"
         return x + self.gate(fused)*fused
 
 # %% ../../nbs/22_models.lavt.ipynb #f2849a92
@@ -87,7 +93,7 @@ def conv_block(
     in_dim:int, # channels that come in
     dim:int,    # channels that go out
 ) -> nn.Sequential:
-    "Twice a 3x3 convolution, batch normalisation and ReLU"
+    "Twice a 3 x 3 convolution, batch normalisation and ReLU"
     def layers(i): return [nn.Conv2d(i, dim, 3, padding=1, bias=False), nn.BatchNorm2d(dim), nn.ReLU(inplace=True)]
     return nn.Sequential(*layers(in_dim), *layers(dim))
 
@@ -100,30 +106,32 @@ class Decoder(nn.Module):
     ):
         super().__init__()
         deep = [dims[-1], *[hidden]*(len(dims)-2)]
-        self.blocks = nn.ModuleList(conv_block(i+skip, hidden) for i,skip in zip(deep, dims[-2::-1]))
+        self.blocks = nn.ModuleList(conv_block(i + skip, hidden) for i, skip in zip(deep, dims[-2::-1]))
 
     def forward(self,
         stages:list, # (B, C_i, h_i, w_i), finest first
     ) -> Tensor:     # (B, hidden, h, w), as large as the finest
-        *skips,y = stages
-        for block,skip in zip(self.blocks, skips[::-1]):
+        "From the coarsest stage up to the finest"
+        *skips, y = stages
+        for block, skip in zip(self.blocks, skips[::-1]):
             y = F.interpolate(y, skip.shape[-2:], mode='bilinear', align_corners=True)
-            y = block(torch.cat([y,skip], 1))
+            y = block(torch.cat([y, skip], 1))
         return y
 
 # %% ../../nbs/22_models.lavt.ipynb #46e7fb58
 class LAVT(nn.Module):
     "Language-aware vision transformer: from an image and the features of its words to the features Y"
     sizes = {'nano': dict(channels=64, fusion_heads=4)}
-    pretrained_sizes, no_decay = tuple(WEIGHTS), NO_DECAY
+    pretrained_sizes = tuple(WEIGHTS)
+    no_decay = NO_DECAY
     def __init__(self,
         size:str='base',              # of the Swin Transformer, one of `sadlr.models.swin.SIZES`
         word_dim:int=768,             # D, features of a word
         img_size:int|None=None,       # unused: a Swin Transformer takes images of any size
         pretrained:bool=False,        # start the Swin Transformer from ImageNet-22K weights?
-        channels:int|None=None,       # C, of Y; None: four times the first stage's
+        channels:int|None=None,       # C, of Y; `None`: four times the first stage's
         fusion_heads:int|tuple=1,     # heads of the pixel-word attention, of all stages or of each
-        **swin_options,               # of `sadlr.models.swin.Swin`, in place of the size's own
+        **swin_options,               # of `sadlr.models.swin.Swin`, in place of those of the size
     ):
         super().__init__()
         self.backbone = create_swin(size, pretrained, **swin_options)
@@ -132,28 +140,33 @@ class LAVT(nn.Module):
         if isinstance(fusion_heads, int): fusion_heads = (fusion_heads,)*len(dims)
         if len(fusion_heads) != len(dims):
             raise ValueError(f'fusion_heads={fusion_heads}: {len(dims)} stages need {len(dims)} numbers')
-        self.fusions = nn.ModuleList(PWAM(dim, word_dim, heads) for dim,heads in zip(dims, fusion_heads))
+        self.fusions = nn.ModuleList(PWAM(dim, word_dim, heads) for dim, heads in zip(dims, fusion_heads))
         self.gates = nn.ModuleList(LanguageGate(dim) for dim in dims[:-1])
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
         self.decoder = Decoder(dims, self.channels)
 
-    def stages(self,
-        image:Tensor,      # (B, 3, H, W)
-        words:Tensor,      # (B, N, D)
-        token_mask:Tensor, # (B, N), 1 = word
-    ) -> list:             # (B, C_i, h_i, w_i) at strides 4, 8, 16, 32
-        "The normalised fused features of every stage"
-        x,outputs = self.backbone.patch_embed(image),[]
-        for i,(layer,fusion,norm) in enumerate(zip(self.backbone.layers, self.fusions, self.norms)):
-            x = layer(x)
-            fused = fusion(x.flatten(1, 2), words, token_mask).view_as(x)
-            outputs.append(norm(fused).permute(0, 3, 1, 2))
-            if i < len(self.gates): x = self.gates[i](x, fused)
-        return outputs
+# %% ../../nbs/22_models.lavt.ipynb #d1808506
+@patch
+def stages(self:LAVT,
+    image:Tensor,      # (B, 3, H, W)
+    words:Tensor,      # (B, N, D)
+    token_mask:Tensor, # (B, N) 1 = word
+) -> list:             # (B, C_i, h_i, w_i) at strides 4, 8, 16, 32
+    "The normalised fused features of every stage"
+    x = self.backbone.patch_embed(image)
+    outputs = []
+    for i, (layer, fusion, norm) in enumerate(zip(self.backbone.layers, self.fusions, self.norms)):
+        x = layer(x)
+        fused = fusion(x.flatten(1, 2), words, token_mask).view_as(x)
+        outputs.append(norm(fused).permute(0, 3, 1, 2))
+        if i < len(self.gates): x = self.gates[i](x, fused)
+    return outputs
 
-    def forward(self,
-        image:Tensor,      # (B, 3, H, W)
-        words:Tensor,      # (B, N, D)
-        token_mask:Tensor, # (B, N), 1 = word
-    ) -> Tensor:           # (B, C, h, w) features Y, a quarter of the image's height and width
-        return self.decoder(self.stages(image, words, token_mask))
+@patch
+def forward(self:LAVT,
+    image:Tensor,      # (B, 3, H, W)
+    words:Tensor,      # (B, N, D)
+    token_mask:Tensor, # (B, N) 1 = word
+) -> Tensor:           # (B, C, h, w) features Y, a quarter of the image's height and width
+    "The features Y of a batch"
+    return self.decoder(self.stages(image, words, token_mask))

@@ -40,7 +40,7 @@ def conv_1x1(
     in_dim:int, # channels that come in
     dim:int,    # channels that go out
 ) -> nn.Sequential:
-    "1x1 convolution without bias, and LeakyReLU"
+    "1 x 1 convolution without bias, and LeakyReLU"
     return Conv2dNormActivation(in_dim, dim, 1, norm_layer=None, activation_layer=nn.LeakyReLU, bias=False)
 
 # %% ../../nbs/24_models.lts.ipynb #fb239e38
@@ -51,7 +51,7 @@ class ProductFusion(nn.Module):
         channels:int, # C, of what is carried up
     ):
         super().__init__()
-        *fine,coarsest = dims
+        *fine, coarsest = dims
         self.coarsest = conv_1x1(coarsest, coarsest)
         self.lateral = nn.ModuleList(conv_1x1(dim, dim) for dim in fine[::-1])
         below = [coarsest, *[channels+dim for dim in fine[:0:-1]]]
@@ -61,9 +61,9 @@ class ProductFusion(nn.Module):
         stages:list,     # (B, C_i, h_i, w_i), finest first
         sentence:Tensor, # (B, C of the coarsest) t
     ) -> Tensor:         # (B, channels + C of the finest, h, w) features F, as large as the finest
-        *fine,coarsest = stages
-        x = self.coarsest(coarsest) * sentence[...,None,None]
-        for carry,lateral,stage in zip(self.carry, self.lateral, fine[::-1]):
+        *fine, coarsest = stages
+        x = self.coarsest(coarsest) * sentence[..., None, None]
+        for carry, lateral, stage in zip(self.carry, self.lateral, fine[::-1]):
             x = F.interpolate(x, stage.shape[-2:], mode='bilinear', align_corners=True)
             x = torch.cat([carry(x), lateral(stage)], 1)
         return x
@@ -73,15 +73,15 @@ def relevance(
     features:Tensor, # (B, C, h, w) F
     kernel:Tensor,   # (B, C) k, what each image's pixels are compared with
 ) -> Tensor:         # (B, 1, h, w) r
-    "The product of each pixel's features with its image's kernel: a 1x1 convolution that the phrase has made"
-    return (kernel[:,None] @ features.flatten(2)).unflatten(2, features.shape[2:])
+    "The product of each pixel's features with its image's kernel: a 1 x 1 convolution that the phrase has made"
+    return (kernel[:, None] @ features.flatten(2)).unflatten(2, features.shape[2:])
 
 # %% ../../nbs/24_models.lts.ipynb #1f64637e
 def atrous_rates(
     side:int, # of the map, in pixels
 ) -> list:    # 12, 24, 36 for a side of 60
-    "Dilations of the three 3x3 convolutions: a fifth, two fifths and three fifths of the side"
-    return [max(1, round(i*side/5)) for i in (1,2,3)]
+    "Dilations of the three 3 x 3 convolutions: a fifth, two fifths and three fifths of the side"
+    return [max(1, round(i*side/5)) for i in (1, 2, 3)]
 
 # %% ../../nbs/24_models.lts.ipynb #729b23f6
 def he_init(
@@ -102,13 +102,13 @@ class LTS(nn.Module):
         word_dim:int=768,        # D, features of a word
         img_size:int=480,        # side of the images, which sets the dilations; others can be used
         pretrained:bool=False,   # start the Swin Transformer from ImageNet-22K weights?
-        channels:int|None=None,  # C, of Y; None: four times the first stage's
+        channels:int|None=None,  # C, of Y; `None`: four times the first stage's
         dropout:float=0.,        # of the ASPP's result, in training
         **swin_options,          # of `sadlr.models.swin.Swin`, in place of the size's own
     ):
         super().__init__()
         self.backbone = create_swin(size, pretrained, **swin_options)
-        dims,stride = self.backbone.dims[-3:],2**(len(self.backbone.dims) - 1)
+        dims, stride = self.backbone.dims[-3:], 2**(len(self.backbone.dims) - 1)
         if len(dims) < 3: raise ValueError(f'LTS needs the maps of three stages, this backbone has {len(dims)}')
         self.channels = channels or 4*self.backbone.dims[0]
         fused = self.channels + dims[0]
@@ -129,9 +129,9 @@ def locate(self:LTS,
 ) -> tuple:            # (B, C', h_2, w_2) features F_3, (B, 1, h_2, w_2) position prior r
     "Fuse image and phrase, and say where the object is"
     sentence = self.sentence(words, token_mask)
-    normed = [norm(v).permute(0, 3, 1, 2) for norm,v in zip(self.norms, stages[-3:])]
+    normed = [norm(v).permute(0, 3, 1, 2) for norm, v in zip(self.norms, stages[-3:])]
     features = self.fusion(normed, sentence)
-    return features,self.maps[0](relevance(features, self.kernel(sentence)))
+    return features, self.maps[0](relevance(features, self.kernel(sentence)))
 
 # %% ../../nbs/24_models.lts.ipynb #c08d89b7
 @patch

@@ -70,8 +70,8 @@ class TimmEncoder(nn.Module):
         img_size:int=480,        # side of the images; matters to backbones that are bound to it
         pretrained:bool=False,   # start the backbone from timm's weights?
         backbone:str|None=None,  # timm's name of it: 'resnet50', 'vit_base_patch16_224.dino', ...
-        channels:int|None=None,  # C, of Y; None: four times the finest map's, but at most 512
-        fusion_heads:int|None=1, # heads of the pixel-word attention; None: the most, up to 4, that divide all channels
+        channels:int|None=None,  # C, of Y; `None`: four times the finest map's, but at most 512
+        fusion_heads:int|None=1, # heads of the pixel-word attention; `None`: the most, up to 4, that divide all channels
         **timm_options,          # of `timm.create_model`: `out_indices` (which maps), `drop_path_rate`, `depths`, ...
     ):
         super().__init__()
@@ -80,13 +80,13 @@ class TimmEncoder(nn.Module):
         self.name = backbone or BACKBONES[size]
         self.backbone = create_backbone(self.name, img_size, pretrained, **timm_options)
         # LeViT and others keep tensors in dictionaries; they would be wrong after a trace or with new weights
-        self.caches = [(module, name) for module in self.backbone.modules() for name,kept in vars(module).items()
+        self.caches = [(module, name) for module in self.backbone.modules() for name, kept in vars(module).items()
                        if name.endswith('_cache') and isinstance(kept, dict)]
         info = self.backbone.feature_info
-        self.used = [i for i,stride in enumerate(info.reduction()) if stride >= 4] # finer than Y is of no use
+        self.used = [i for i, stride in enumerate(info.reduction()) if stride >= 4] # finer than Y is of no use
         if len(self.used) < 2:
             raise ValueError(f'out_indices: the decoder joins two maps or more, not {len(self.used)}')
-        dims,self.stride = [info.channels()[i] for i in self.used],info.reduction()[self.used[0]]
+        dims, self.stride = [info.channels()[i] for i in self.used], info.reduction()[self.used[0]]
         self.channels = channels or min(4*dims[0], 512)
         if fusion_heads is None: fusion_heads = max(n for n in range(1, 5) if not any(dim % n for dim in dims))
         self.fusions = nn.ModuleList(PWAM(dim, word_dim, fusion_heads) for dim in dims)
@@ -103,17 +103,17 @@ def stages(self:TimmEncoder,
     token_mask:Tensor, # (B, N), 1 = word
 ) -> list:             # (B, C_i, h_i, w_i), finest first
     "The normalised fused features of every map that is used"
-    try: maps,outputs = self.backbone(image),[]
+    try: maps, outputs = self.backbone(image), []
     except (ArithmeticError, AssertionError, LookupError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or 'Expected more than 1' in str(error): raise # not the size
-        (h,w),why = image.shape[-2:],shorten(str(error), 200) or type(error).__name__
+        (h, w), why = image.shape[-2:], shorten(str(error), 200) or type(error).__name__
         native = ' x '.join(map(str, self.backbone.pretrained_cfg['input_size'][-2:]))
         raise ValueError(f'backbone={self.name!r} failed on images of {h} x {w} pixels; timm has it for {native} '
                          f'({why})') from error
     finally:
-        for module,name in self.caches: getattr(module, name).clear()
+        for module, name in self.caches: getattr(module, name).clear()
     channels_last = getattr(self.backbone, 'output_fmt', None) == Format.NHWC
-    for i,fusion,norm in zip(self.used, self.fusions, self.norms):
+    for i, fusion, norm in zip(self.used, self.fusions, self.norms):
         x = maps[i] if channels_last else maps[i].permute(0, 2, 3, 1)
         fused = norm(fusion(x.flatten(1, 2), words, token_mask))
         outputs.append(fused.view(x.shape).permute(0, 3, 1, 2))
