@@ -63,8 +63,9 @@ from .data.shapes import make_shapes
 from .evaluation import evaluate, shuffle_phrases
 from .experiments import RECIPE, run_table, summarise_table, tables
 from .files import NotWritten, write_file
+from .losses import LOSSES
 from .metrics import named_protocol
-from .models.build import ENCODERS, HEADS, pick
+from .models.build import ENCODERS, HEADS, LANGUAGES, pick
 from .models.lavt_ris import load_lavt_ris
 from .models.segmenter import ReferSegmenter
 from .models.swin import SIZES
@@ -97,6 +98,15 @@ def not_empty(
     return reading
 
 # %% ../nbs/51_cli.ipynb #0e428646
+TABLES = dict(ENCODERS=ENCODERS, HEADS=HEADS, LANGUAGES=LANGUAGES, LOSSES=LOSSES, SIZES=SIZES)
+
+def with_names(
+    text:str,  # may name a table, as in 'one of `HEADS`'
+) -> str:
+    "The names in the table, in its place"
+    for table, names in TABLES.items(): text = text.replace(f'`{table}`', ', '.join(map(repr, names)))
+    return text
+
 def options_parser(
     func, # a command, or a function with documented, annotated parameters
 ):        # an `ArgumentParser`, whose errors are one line
@@ -107,6 +117,7 @@ def options_parser(
     parser.description = func.__doc__
     for action in {*parser._option_string_actions.values()}:
         if action.type: action.type = not_empty(json_arg if action.type is dict else action.type)
+        if action.help: action.help = with_names(action.help)
     return parser
 
 def read_options(
@@ -376,9 +387,9 @@ def machine(
 # %% ../nbs/51_cli.ipynb #2d1e5e13
 @command
 def sadlr_profile(
-    encoders:str='lts,vlt,lavt',       # multi-modal encoders, with commas between them
-    heads:str='classifier,cgan,sadlr', # heads, each on each encoder
-    size:str='base',                   # 'nano', 'tiny', 'small', 'base' or 'large'
+    encoders:str='lts,vlt,lavt',       # some of `ENCODERS`, with commas between them
+    heads:str='classifier,cgan,sadlr', # some of `HEADS`, each on each encoder
+    size:str='base',                   # one of `SIZES`
     img_size:int=480,                  # side of the square image
     passes:int=10,                     # of each model, in turn; 0: no timing, and all else is computed
     device:str=None,                   # 'cpu' or 'cuda'; none: the GPU if there is one

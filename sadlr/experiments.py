@@ -75,10 +75,11 @@ def score_system(
 ) -> list[dict]: # one row per iteration: 'iteration', 'trained' (n in training) and the scores in percent
     "Scores of a trained model on the validation split, with the iterations it knows and with more"
     trained = model.head.iterations
-    if model.config['head'] == 'sadlr': model.head.iterations = max(trained, MORE)
+    iterative = getattr(type(model.head), 'iterative', False)
+    if iterative: model.head.iterations = max(trained, MORE)
     try: scores = evaluate(model, refer_samples(refer, 'val', sentence), progress=False)
     finally:
-        if model.config['head'] == 'sadlr': model.head.iterations = trained
+        if iterative: model.head.iterations = trained
     return [dict(iteration=i, trained=trained) | row for i, row in enumerate(scores, 1)]
 
 # %% ../nbs/47_experiments.ipynb #31391df3

@@ -47,7 +47,7 @@ from .learner import PRECISIONS, refer_learner
 from .losses import LOSSES
 from .models.build import ENCODERS, HEADS, LANGUAGES, ReferSegmenter, create_model, load_strictly
 from .models.lavt_ris import load_lavt_ris
-from .models.swin import SIZES, WEIGHTS
+from .models.swin import SIZES
 from .pictures import open_image
 from .preprocess import VOCABULARIES
 from .visualize import show_strips
@@ -61,6 +61,12 @@ RECIPES = {
 COMMON = dict(n_images=2000, scene_size=64, data_seed=0, encoder='lavt', iterations=3, language='bert')  # of both
 
 # %% ../nbs/46_training.ipynb #62a9a54f
+def iterates(
+    head:str,  # name of a head
+) -> bool:     # False for an unknown one, too
+    "Whether the number of iterations can be set"
+    return getattr(HEADS.get(head), 'iterative', False)
+
 def idle_options(
     t,                 # a `Training`, its recipe filled in or not
 ) -> dict[str, str]:   # name -> why
@@ -72,10 +78,11 @@ def idle_options(
         own = ['encoder', 'size', 'encoder_options', 'language', 'pretrained']
         if not t.start.endswith('.pth'): own += ['tokenizer', 'head_options']  # LAVT's checkpoints have neither
         idle |= dict.fromkeys(own, f'{t.start} has its own')
-    if t.encoder == 'timm' and t.encoder_options.get('backbone') and t.size not in (None, 'nano', 'base'):
-        idle['size'] = 'encoder_options name the backbone'  # and of the words there is a small size and the usual one
-    if t.head != 'sadlr': idle['iterations'] = f'the head {t.head!r} has none'
-    if t.language not in (None, 'bert'):
+    given = getattr(ENCODERS.get(t.encoder), 'sized_by', None)
+    if t.encoder_options.get(given) and t.size not in (None, 'nano', 'base'):
+        idle['size'] = f'encoder_options name the {given}'  # and of the words there is a small size and the usual one
+    if not iterates(t.head): idle['iterations'] = f'the head {t.head!r} has none'
+    if t.language and not hasattr(LANGUAGES.get(t.language), 'train_layers'):
         why = f'it is for BERT, and the language encoder is {t.language!r}'
         idle |= dict.fromkeys(('bert_layers', 'bert_dropout'), why)
     return idle
@@ -108,14 +115,14 @@ class Training:
     scene_size:int=None        # side of a scene in pixels, where shapes are made; none: 64
     data_seed:int=None         # of the scenes, where shapes are made; none: 0
     sentence:str='raw'         # 'raw', as typed (LAVT), or 'sent', cleaned (CRIS, LISA)
-    encoder:str=None           # multi-modal encoder: 'lavt', 'vlt', 'lts' or 'timm'; none: 'lavt'
-    head:str='sadlr'           # 'sadlr', 'cgan' or 'classifier'
-    size:str=None              # 'nano', 'tiny', 'small', 'base' or 'large'; none, here and below: as the recipe says
+    encoder:str=None           # multi-modal encoder, one of `ENCODERS`; none: 'lavt'
+    head:str='sadlr'           # one of `HEADS`
+    size:str=None              # one of `SIZES`; none, here and below: as the recipe says
     iterations:int=None        # of the SADLR head; none: 3
     encoder_options:dict=None  # of its class; in a shell JSON: '{"depths": [2, 4, 2]}', '{"backbone": "resnet50"}'
     head_options:dict=None     # of its class; in a shell JSON: '{"update": "replace"}'
     img_size:int=None          # side of the square that images are resized to
-    language:str=None          # 'bert', 'gru', or 'auto': the text encoder that TOKENIZER names; none: 'bert'
+    language:str=None          # one of `LANGUAGES`; 'auto' is the text encoder that TOKENIZER names; none: 'bert'
     tokenizer:str=None         # a hub name, a folder, 'words' of the training phrases, or 'words-accents', with accents
     pretrained:bool_arg=None   # true: start from ImageNet weights, and from the BERT that TOKENIZER names; or false
     epochs:int=None            # each ref once per epoch
@@ -124,7 +131,7 @@ class Training:
     lr:float=None              # learning rate at the start
     language_lr:float=None     # of the language encoder, as a share of lr
     wd:float=1e-2              # weight decay
-    loss:str='dice'            # 'dice', or LAVT's 'cross_entropy'
+    loss:str='dice'            # one of `LOSSES`; LAVT's is 'cross_entropy'
     auxiliary:float=0.         # weight of the loss on the maps of LTS and CGAN
     bert_layers:int=None       # layers of BERT that are trained, LAVT's are 10; none: BERT as a whole
     bert_dropout:float=None    # LAVT's is 0; none: BERT's own, 0.1
@@ -195,11 +202,11 @@ def check_idle(
 def check_weights(t:Training):
     "Raise a ValueError where there are no trained weights to begin with"
     if t.start: return
-    if t.pretrained and t.encoder != 'timm' and t.size not in WEIGHTS:
-        sizes = tuple(WEIGHTS)
+    sizes = getattr(ENCODERS[t.encoder], 'pretrained_sizes', ())
+    if t.pretrained and t.size not in sizes:
         raise ValueError(f'no pretrained weights for size {t.size!r}: use --pretrained false, or one of {sizes}')
-    if t.language == 'auto' and not (t.pretrained and t.tokenizer not in VOCABULARIES):
-        raise ValueError("language 'auto' starts from trained weights: --pretrained true --tokenizer THEIR-NAME")
+    if LANGUAGES[t.language].by_tokenizer and not (t.pretrained and t.tokenizer not in VOCABULARIES):
+        raise ValueError(f"language {t.language!r} starts from trained weights: --pretrained true --tokenizer THEIR-NAME")
 
 # %% ../nbs/46_training.ipynb #7d2250fd
 def check_choices(t:Training):
@@ -223,7 +230,7 @@ def check_training(t:Training):
     if t.bert_dropout is not None and not 0 <= t.bert_dropout < 1:
         raise ValueError(f'bert_dropout={t.bert_dropout}: it takes 0 at least, and less than 1')
     for name in ('encoder_options', 'head_options'): check_parts(name, getattr(t, name))
-    if t.head == 'sadlr' and 'iterations' in t.head_options:
+    if iterates(t.head) and 'iterations' in t.head_options:
         raise ValueError(f'head_options={t.head_options}: leave iterations out and use --iterations')
     if t.bs % (t.accumulate*(n := launched().num_processes)):
         by = f' by each of {n} processes' if n > 1 else ''
@@ -345,11 +352,11 @@ def start_model(
     refer:Refer,  # whose training phrases make a vocabulary
 ) -> ReferSegmenter:
     "The model before training, with its tokenizer"
-    head_options = (dict(iterations=t.iterations) if t.head == 'sadlr' else {}) | t.head_options
+    head_options = (dict(iterations=t.iterations) if iterates(t.head) else {}) | t.head_options
     phrases = [getattr(sentence, t.sentence) for ref in refer.refs('train') for sentence in ref.sentences]
     tokenizer = VOCABULARIES[t.tokenizer](phrases) if t.tokenizer in VOCABULARIES else t.tokenizer
     model = (trained_model if t.start else new_model)(t, tokenizer, head_options)
-    if t.head == 'sadlr': model.head.iterations = t.iterations
+    if iterates(t.head): model.head.iterations = t.iterations
     check_idle(decided(t, model), 'bert_layers', 'bert_dropout')
     if t.checkpoint and not recomputed_blocks(model):
         raise ValueError('checkpoint: leave it out, this model has no block that can be computed again')
@@ -365,7 +372,7 @@ def check_vocabulary(
     "Raise a ValueError where the tokenizer of a model is not that of its language encoder"
     if model.tokenizer is None: raise ValueError('the model has no tokenizer: save it with one')
     n, size = len(model.tokenizer), model.config['language_options']['vocab_size']
-    if model.config['language'] == 'auto' and model.pad_id == n - 1: n -= 1  # padding is not looked up there
+    if LANGUAGES[model.config['language']].by_tokenizer and model.pad_id == n - 1: n -= 1  # padding is not looked up there
     if n > size or exactly and n != size:
         raise ValueError(f'the tokenizer has {n} tokens, the language encoder {size}: use the one it was trained with')
 
