@@ -95,7 +95,7 @@ def random_state() -> dict:
 def set_random_state(
     state:dict, # of `random_state`
 ):
-    "Let the random number generators of this process go on from there"
+    "Set the random number generators of this process to a state"
     random.setstate(state['python'])
     np.random.set_state(state['numpy'])
     torch.set_rng_state(state['torch'])
@@ -132,7 +132,7 @@ def load_learner_state(
     learn,      # a `Learner` at the start of a fit
     state:dict, # of `learner_state`
 ):
-    "Put model, optimiser and scaler back, or say what does not fit"
+    "Load model, optimiser and scaler, or raise a ValueError that names what does not fit"
     model = get_model(learn.model)
     check_fit(own := model.state_dict(), state['model'], 'the model in it')
     if other := [name for name, t in own.items() if state['model'][name].dtype != t.dtype]:
@@ -197,7 +197,7 @@ def check_state(
     state,     # of `load_state`
     path:Path, # where it was, for the message
 ) -> dict:     # the state
-    "The state of a run, or a ValueError that says what is wrong with it"
+    "The state of a run; a ValueError names what is wrong with it"
     try:
         msgspec.convert(state, _State)
         (epochs, batches), n, lrs, losses = state['length'], len(state['rows']), state['lrs'], state['losses']
@@ -242,7 +242,7 @@ def save(self:Checkpoint,
     epoch:int,   # where to go on
     batches:int, # of that epoch that are done
 ):
-    "Write the state of all processes; one with a number that is not finite is an error, and the older one stays"
+    "Write the state of all processes; a number that is not finite is an error, and the older state stays"
     state = learner_state(self.learn)
     try: check_finite(state)
     except FloatingPointError as error: stop_training(self.learn, str(error))
@@ -269,7 +269,7 @@ def keep_model(self:Checkpoint):
 def restore(self:Checkpoint,
     state:dict, # of `save`
 ):
-    "Everything but the place within the epoch, which has not begun"
+    "Load everything but the place within the epoch, which has not begun yet"
     if state['length'] != self.length:
         message = '{} is of {} epochs of {} batches, not of {} of {}'
         raise ValueError(message.format(self.file, *state['length'], *self.length))
@@ -317,7 +317,7 @@ def enter(self:Checkpoint,
 # %% ../nbs/43_checkpoint.ipynb #bf6ffe74
 @patch
 def set_random(self:Checkpoint):
-    "The saved random state of this process; one that the saved run did not have keeps its own"
+    "Set the saved random state of this process; a process that the saved run did not have keeps its own"
     rank, states = PartialState().process_index, self.saved['random']
     if rank < len(states): set_random_state(states[rank])
 

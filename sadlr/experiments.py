@@ -86,7 +86,7 @@ def score_system(
 def read_results(
     path:Path, # of the CSV file
 ) -> pd.DataFrame: # a row per run and iteration; none where there is no file
-    "What has been run so far"
+    "The results so far"
     if not path.exists(): return pd.DataFrame(columns=['system', 'seed', 'iteration', 'trained'])
     try: results = pd.read_csv(path)
     except ValueError as e: raise ValueError(f'{path} is no table: {" ".join(str(e).split())}') from e
@@ -102,7 +102,7 @@ def add_run(
     path:Path,       # of the CSV file
     rows:list[dict], # of one run
 ):
-    "Add a run that is not there yet; the file is replaced as a whole, so that a run is in it or is not"
+    "Add a run that is not there yet; the file is replaced as a whole, so it never holds a part of a run"
     with file_lock(path.with_suffix('.lock')):
         results, run = read_results(path), pd.DataFrame(rows).round(4)
         if ((results.system == run.system[0]) & (results.seed == run.seed[0])).any(): return
@@ -117,7 +117,7 @@ OF_A_RUN = 'encoder', 'head', 'iterations', 'head_options', 'scene_size', 'seed'
 def recorded(
     recipe:Training,
 ) -> dict: # name -> value, as JSON holds it
-    "What is recorded of a recipe: some options always, the others where they are not as usual"
+    "The record of a recipe: some options always, the others where they are not as usual"
     named = {name: getattr(recipe, name) for name in NAMED}
     usual, silent = vars(Training(**named)), {*NAMED, *OF_A_RUN, *FREE_OPTIONS}
     others = {k: v for k, v in vars(recipe).items() if k not in silent and v != usual[k]}
@@ -129,7 +129,7 @@ def check_recipe(
     path:Path, # of the CSV file
     recipe:Training,
 ):
-    "Keep the recipe, the versions and the machine beside the results, or refuse where they were made by another recipe"
+    "Write recipe, versions and machine beside the results, or refuse results of another recipe"
     if path.suffix != '.csv': raise ValueError(f'results={path}: a name that ends in .csv')
     record, own = path.with_suffix('.json'), recorded(recipe)
     if path.exists() and not record.exists(): raise ValueError(f'{record} is missing: with what was {path} made?')
@@ -149,7 +149,7 @@ def check_recipe(
 def train_seconds(
     run:Path,  # folder of a training that has ended
 ) -> int:
-    "The time of all epochs, by the record of the run"
+    "The time of all epochs, from the history of the run"
     def seconds(time): return sum(int(part)*60**i for i, part in enumerate(reversed(time.split(':'))))
     return sum(map(seconds, pd.read_csv(run/'history.csv').time))
 
@@ -191,7 +191,7 @@ def run_table(
     recipe:Training=RECIPE,  # what the runs have in common, the folder of the data among it
     seeds:Sequence[int]=(0, 1, 2),
 ) -> pd.DataFrame:           # all results in the file
-    "Train and score what is missing of a table"
+    "Train and score the missing runs of a table"
     path, out = Path(path), Path(out)
     check_training(recipe)
     check_recipe(path, recipe)
@@ -257,7 +257,7 @@ def check_claims(
     score:str='oIoU',
     channels:int=64,         # C of the systems, as for `tables`
 ) -> pd.DataFrame:           # a row per claim; differences in points
-    "Which claims hold on shapes, by how many standard errors, and by how much they held in the paper"
+    "Which claims hold on shapes, by how many standard errors, and the paper's difference"
     summary, paper, rows = summarise_table(results, tables(channels)[table], score), paper_rows(table), {}
     for claim, (better, worse) in claims.items():
         for label in (better, worse):

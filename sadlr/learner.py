@@ -33,7 +33,7 @@ def param_groups(
     model:nn.Module,         # a `ReferSegmenter`, with or without wrappers around it and its parts
     weight_decay:float=1e-2, # of everything but the exempt group
 ) -> list[dict]:             # groups for a torch optimiser: language, exempt, everything else
-    "The language encoder; the encoder's norms and position-bias tables, which do not decay (LAVT); the rest"
+    "Three groups: the language encoder; the encoder's norms and position-bias tables without decay (LAVT); the rest"
     bare = bare_model(model)
     language = {id(p) for p in bare.language.parameters()}
     if any(name.endswith('_flat_param') for name, _ in model.named_parameters()): # of FSDP
@@ -80,17 +80,17 @@ class PolySchedule(ParamScheduler):
 
 # %% ../nbs/40_learner.ipynb #8a9752fc
 class TorchOptimizer(OptimWrapper):
-    "An optimiser of torch, without those of its options that are `None`"
+    "An optimiser of torch that hides options that are `None`"
     @property
     def hypers(self): return [{k: v for k, v in group.items() if v is not None} for group in super().hypers]
 
 class RecordedLoss(Callback):
-    "The loss that is recorded has the precision of fastai's record, whatever the model's is"
+    "Record the loss in the precision of fastai's record, whatever the model's is"
     order = Recorder.order - 1
     def after_loss(self): self.learn.loss = self.loss.float()
 
 class WithoutGraph(Callback):
-    "Leave out the graph that fastai's `TensorBoardCallback` draws by default, which takes one input; refuse MixUp"
+    "Leave out the graph of fastai's `TensorBoardCallback`, which is for one input; refuse MixUp"
     order = Recorder.order # before it
     def before_fit(self):
         for cb in self.learn.cbs:

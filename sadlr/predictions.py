@@ -39,7 +39,7 @@ class Prediction(msgspec.Struct, omit_defaults=True):
 def read_predictions(
     path:str|Path,
 ) -> list[Prediction]:
-    "The predictions of a file; whatever is wrong with its form becomes a ValueError that names the file"
+    "The predictions of a file; any other form is a ValueError that names the file"
     if not Path(path).is_file(): raise FileNotFoundError(f'there are no predictions {path}')
     return read_json(path, list[Prediction], 'holds no predictions')
 
@@ -79,7 +79,7 @@ def check_claims(
     ref:Ref,     # of its sentence
     refer:Refer,
 ):
-    "Raise a ValueError where a prediction names another object, image or data set than that of its sentence"
+    "Raise a ValueError where a prediction names another object, image or data set than its sentence has"
     known = dict(ref_id=ref.ref_id, ann_id=ref.ann_id, image_id=ref.image_id, dataset=refer.dataset,
                  split_by=refer.split_by, split=ref.split)
     for name, value in known.items():
@@ -116,7 +116,7 @@ MAX_SIDE = 4096 # of a network's square, in pixels
 def network_side(
     prediction:Prediction,
 ) -> int: # S
-    "The side of the square that the masks of a file for the protocol `lavt` have"
+    "The side of the square masks in a file for the protocol `lavt`"
     height, width = prediction.segmentation['size']
     if height == width and 0 < height <= MAX_SIDE: return height
     raise ValueError(f"'lavt' compares masks on the network's square, of at most {MAX_SIDE} pixels, but for sentence "

@@ -34,6 +34,7 @@ from fastprogress.fastprogress import format_time
 from filelock import Timeout
 from matplotlib.figure import Figure
 
+# %% ../nbs/46_training.ipynb #b2f9255c
 from .callbacks import AuxiliaryLoss, precision_trouble, recomputed_blocks, supervised_maps
 from .checkpoint import Checkpoint, read_scores
 from .data.block import refer_dataloaders, refer_samples
@@ -70,7 +71,7 @@ def iterates(
 def idle_options(
     t,                 # a `Training`, its recipe filled in or not
 ) -> dict[str, str]:   # name -> why
-    "The options that cannot act, because another one decides"
+    "The options without effect, because another one decides"
     idle = {}
     if t.dataset != 'shapes':
         idle |= dict.fromkeys(('n_images', 'scene_size', 'data_seed'), f'{t.dataset} is read, not made')
@@ -95,7 +96,7 @@ def usual_partition(dataset:str) -> str:
 def recipe(
     t,                # a `Training`
 ) -> dict[str, Any]:  # option -> value
-    "What the options are that were left out and can act"
+    "Values of the options that were left out and have an effect"
     datasets = t.dataset.split(',')
     values = COMMON | RECIPES['shapes' if datasets == ['shapes'] else 'paper']
     values |= dict(out=Path('runs')/'_'.join(datasets), split_by=','.join(map(usual_partition, datasets)))
@@ -106,7 +107,7 @@ def recipe(
 # %% ../nbs/46_training.ipynb #0d460d8d
 @dataclass(frozen=True)
 class Training:
-    "Everything that a run depends on; what is left out is as the recipe of its data set says"
+    "Everything that a run depends on; an option that is left out has the value of its data set's recipe"
     root:Path=Path('data')     # folder of the data sets
     out:Path=None              # folder of the run: model/ (the best by oIoU), history.csv, ...; none: runs/DATASET
     dataset:str='shapes'       # a folder of ROOT: 'refcoco', 'refcoco+', 'refcocog', your own, or several (a,b,c)
@@ -159,7 +160,7 @@ class Training:
         values.update(root=Path(self.root), out=Path(self.out))
 
 # %% ../nbs/46_training.ipynb #3d08470e
-LIMITS = dict(  # the least and the most of a number
+LIMITS = dict(  # least and greatest value of a number
     n_images=(1, 10**6), scene_size=(32, 4096), img_size=(1, 4096), iterations=(1, 1000),
     epochs=(1, 10**5), bs=(1, 2**16),
     accumulate=(1, 2**16), save_every=(1, 10**9), workers=(0, 256), passes=(0, 10**5), bert_layers=(0, 1000),
@@ -170,7 +171,7 @@ def check_range(
     high:float,  # the most
     **values,    # option -> value; None is no value
 ):
-    "Raise a ValueError that names the first option whose value is outside, or no number"
+    "Raise a ValueError that names the first option with a value outside the range, or with no number"
     for name, value in values.items():
         if value is not None and not low <= value <= high:
             raise ValueError(f'{name}={str(value)[:40]}: it takes {low} at least, and {high} at most')
@@ -194,23 +195,24 @@ def check_idle(
     t:Training,
     *names:str,  # of the options to look at; none: of all
 ):
-    "Raise a ValueError for an option that was given and cannot act"
+    "Raise a ValueError for an option that was given and has no effect"
     for name, why in idle_options(t).items():
         if names and name not in names: continue
         if (value := getattr(t, name)) not in (None, {}): raise ValueError(f'{name}={value!r}: leave it out, {why}')
 
 def check_weights(t:Training):
-    "Raise a ValueError where there are no trained weights to begin with"
+    "Raise a ValueError where the training has no trained weights to start from"
     if t.start: return
     sizes = getattr(ENCODERS[t.encoder], 'pretrained_sizes', ())
     if t.pretrained and t.size not in sizes:
         raise ValueError(f'no pretrained weights for size {t.size!r}: use --pretrained false, or one of {sizes}')
     if LANGUAGES[t.language].by_tokenizer and not (t.pretrained and t.tokenizer not in VOCABULARIES):
-        raise ValueError(f"language {t.language!r} starts from trained weights: --pretrained true --tokenizer THEIR-NAME")
+        raise ValueError(f'language {t.language!r} starts from trained weights: '
+                         '--pretrained true --tokenizer THEIR-NAME')
 
 # %% ../nbs/46_training.ipynb #7d2250fd
 def check_choices(t:Training):
-    "Raise a ValueError for a word that is none of those to choose from"
+    "Raise a ValueError for a word that is not among the choices"
     choices = dict(precision=PRECISIONS, loss=tuple(LOSSES), size=tuple(SIZES), encoder=tuple(ENCODERS),
                    head=tuple(HEADS), language=tuple(LANGUAGES), sentence=('raw', 'sent'))
     for name in idle_options(t): choices.pop(name, None)
@@ -219,7 +221,7 @@ def check_choices(t:Training):
 
 # %% ../nbs/46_training.ipynb #89908472
 def check_training(t:Training):
-    "Raise a ValueError for what can be known to be wrong before anything is read"
+    "Raise a ValueError for a mistake that can be seen before anything is read"
     for name, value in vars(t).items():
         if name in LIMITS: check_range(*LIMITS[name], **{name: value})
     check_idle(t)
@@ -243,7 +245,7 @@ def check_training(t:Training):
 def make_callback(
     node:ast.expr,  # an import path such as a.b.C, or a call of it with plain values
 ):                  # a callback, or several
-    "What one name stands for"
+    "The callback of one name"
     call = node if isinstance(node, ast.Call) else ast.Call(node, [], [])
     module, _, name = ast.unparse(call.func).rpartition('.')
     if not module: raise ValueError(f'{name!r} is not in a module')
@@ -254,7 +256,7 @@ def make_callback(
 def named_callbacks(
     names:str|None,  # import paths with commas between them: 'a.b.C,d.e.F(x=1)'
 ) -> list[Callback]:
-    "The callbacks of `cbs`, or a ValueError in one line"
+    "The callbacks of `cbs`; a mistake is a ValueError in one line"
     if not names: return []
     if (here := os.getcwd()) not in sys.path: sys.path.append(here)  # a console script knows its own folder alone
     try: made = [cb for node in ast.parse(f'[{names}]', mode='eval').body.elts for cb in L(make_callback(node))]
@@ -269,7 +271,7 @@ def named_callbacks(
 def open_data(
     t:Training,
 ) -> Refer|Joint:
-    "The data set, or several of them joined, their files read; shapes are made where they are missing"
+    "Read the data set, or join several; make shapes where they are missing"
     datasets, partitions = t.dataset.split(','), t.split_by.split(',')
     if len(datasets) != len(partitions):
         raise ValueError(f'dataset={t.dataset} and split_by={t.split_by}: each data set takes one partition')
@@ -281,7 +283,7 @@ def open_data(
 def one_line(
     error:Exception,
 ) -> str:
-    "What an error says, without fastai's words about the callback that met it"
+    "The message of an error in one line, without fastai's words about the callback"
     return ' '.join(re.sub('^Exception occured in `.*` when calling event `.*`:', '', str(error)).split())
 
 # %% ../nbs/46_training.ipynb #4dc5d38b
@@ -289,7 +291,7 @@ def one_line(
 def try_model(
     model:ReferSegmenter,  # new, in training mode
 ):
-    "Ask a model once: some options fit together when it is built and not when it is used"
+    "Run a model once, because some options fail only when it is used"
     size, ids = model.config['img_size'], torch.ones(1, 2, dtype=torch.long)
     try: model.eval()(torch.zeros(1, 3, size, size), ids, torch.ones_like(ids))
     finally: model.train()
@@ -300,7 +302,7 @@ def new_model(
     tokenizer,          # or where to find it
     head_options:dict,  # with the number of iterations
 ) -> ReferSegmenter:
-    "A model that has not learnt anything yet, or a ValueError that names the options it cannot be built with"
+    "A model that has not learnt anything yet; a ValueError names options that fit no model"
     given = {name: value for name in ('encoder_options', 'head_options') if (value := getattr(t, name))}
     def refuse(error):
         told = ', '.join(f'{name}={value}' for name, value in given.items())
@@ -340,7 +342,7 @@ def decided(
     t:Training,
     model:ReferSegmenter,  # that it starts with
 ) -> Training:             # with no option open
-    "The training with what its first model decides, as settings.json records it"
+    "The training with the options that its first model decides, as settings.json records it"
     options = {name: model.config[name] for name in ('encoder', 'head', 'size', 'img_size', 'language')}
     if t.start:
         options['encoder_options'] = model.config['encoder_options']
@@ -381,7 +383,7 @@ def training_loaders(
     refer:Refer,
     model:ReferSegmenter,
 ) -> DataLoaders:  # with batches of a part each
-    "Batches for training and validation; a missing image is an error now"
+    "Batches for training and validation; a missing image is already an error here"
     check_vocabulary(model, exactly=(t.start or '').endswith('.pth'))
     dls = refer_dataloaders(refer, model.tokenizer, model.config['img_size'], t.bs//t.accumulate, sentence=t.sentence,
                             preprocessing=model.preprocessing, num_workers=t.workers, device=launched().device)
@@ -474,7 +476,7 @@ def write_settings(
     t:Training,  # with what its model decides
     refer:Refer,
 ):
-    "Say what is trained with, and keep it in the folder of the run: options, data and versions"
+    "Print options and data, and write them with the versions into the folder of the run"
     options = {name: str(value) if isinstance(value, Path) else value for name, value in vars(t).items()}
     used = 'sadlr', 'torch', 'torchvision', 'timm', 'transformers', 'fastai'
     settings = dict(options=options, data=refer.counts(),
@@ -523,7 +525,7 @@ def next_commands(
     t:Training,
     refer:Refer|Joint,
 ) -> str:
-    "What to type next: commands that score the model on each data set, and show it a photo"
+    "Commands that score the model on each data set, and run it on a photo"
     model, ref, lines = t.out/'model', refer.refs('val')[0], []
     for dataset, split_by in zip(t.dataset.split(','), t.split_by.split(',')):
         options = dict(root=t.root, dataset=dataset, split_by=split_by, sentence=t.sentence)
@@ -541,7 +543,7 @@ def finish_run(
     dls:DataLoaders,
     saving:Checkpoint,  # of the run
 ):
-    "Figure and scores of the best model; then the state is no longer needed"
+    "Write the figure and print the scores of the model that was kept, then remove the state"
     model = ReferSegmenter.from_pretrained(t.out/'model').to(dls.device)
     figure = iteration_figure(model, refer, 'val', sentence=t.sentence)
     with writing(t.out/'iterations.png'): figure.savefig(t.out/'iterations.png', dpi=120)
@@ -565,7 +567,7 @@ def run_training(
     t:Training,
     named:list[Callback],  # besides its own
 ):
-    "Train a model, or go on with it, and write what belongs into the folder of a run"
+    "Train a model, or go on with it, and write the files of a run"
     resumed, main = (t.out/'state.pt').exists(), launched().is_main_process
     begun = begun_options(t.out) if resumed else None
     if resumed: check_best(t.out)

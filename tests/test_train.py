@@ -53,7 +53,7 @@ def test_only_the_data_set_differs(train):
     assert history(runs[0]) == history(runs[1])
     told = [json.loads((run/'settings.json').read_text()) for run in runs]
     differ = {name for name, value in told[0]['options'].items() if value != told[1]['options'][name]}
-    assert differ == {'dataset', 'split_by', 'out', 'n_images', 'data_seed'} and told[0]['data'] == told[1]['data']
+    assert differ == {'dataset', 'split_by', 'out', 'n_images', 'scene_size', 'data_seed'} and told[0]['data'] == told[1]['data']
 
 def test_tiny_trains(root):
     "Swin-T and BERT-base by the options of RefCOCO: one step of two parts reaches every layer"
