@@ -180,7 +180,7 @@ def text_model_class(
         raise ValueError(f'{config.model_type!r} {_NO_ENCODER}; {_SOME}')
     return cls
 
-# %% ../../nbs/20_models.language.ipynb #95e931c6
+# %% ../../nbs/20_models.language.ipynb #6e309c6b
 def _text_config(config):
     "The part of a configuration that describes the text model"
     if type(config) in MODEL_FOR_TEXT_ENCODING_MAPPING: return config
@@ -305,7 +305,7 @@ def _padding_matters(encoder, ids):
     padded = encoder(ids, torch.arange(ids.shape[1])[None] < n)[:, :n]
     return (padded - alone).abs().max() > max(.015, 8*torch.finfo(alone.dtype).eps)*alone.abs().max()
 
-# %% ../../nbs/20_models.language.ipynb #4d182b03
+# %% ../../nbs/20_models.language.ipynb #98610755
 @patch
 @torch.no_grad()
 def _try(self:TextEncoder) -> int: # D
