@@ -35,6 +35,7 @@ def _refusal(error, name, pretrained, options):
                    f'at img_size={options["img_size"]}')
     return f'backbone={name!r}: {why} ({shorten(str(error), 200)})'
 
+# %% ../../nbs/25_models.timm_encoder.ipynb #4fe62831
 def create_backbone(
     name:str,              # timm's name of the architecture, or of architecture and weights
     img_size:int=480,      # side of the images; matters to those backbones that are bound to it
@@ -64,6 +65,11 @@ def _caches(backbone):
     "Dictionaries of tensors that LeViT and others keep; they would be wrong after a trace or with new weights"
     return [(module, name) for module in backbone.modules() for name, kept in vars(module).items()
             if name.endswith('_cache') and isinstance(kept, dict)]
+
+def _preprocessing(backbone):
+    "How the photos of the backbone's training were resized and normalised"
+    seen = resolve_model_data_config(backbone)
+    return Preprocessing(seen['mean'], seen['std'], seen['interpolation']).check()
 
 # %% ../../nbs/25_models.timm_encoder.ipynb #0d8b5bfe
 class TimmEncoder(nn.Module):
@@ -99,8 +105,7 @@ class TimmEncoder(nn.Module):
         self.fusions = nn.ModuleList(PWAM(dim, word_dim, fusion_heads) for dim in dims)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
         self.decoder = Decoder(dims, self.channels)
-        seen = resolve_model_data_config(self.backbone)
-        self.preprocessing = Preprocessing(seen['mean'], seen['std'], seen['interpolation']).check()
+        self.preprocessing = _preprocessing(self.backbone)
 
 # %% ../../nbs/25_models.timm_encoder.ipynb #8921f5c5
 @patch
