@@ -13,14 +13,15 @@ from .language import masked_mean
 
 # %% ../../nbs/27_models.cgan.ipynb #459de8b3
 class CollectDiffuse(nn.Module):
-    "Grouped attention of one query: collect a vector from the whole image, diffuse it to the positions that want it"
+    "Grouped attention of one query: collect a vector from the whole image, diffuse it where it is wanted"
     def __init__(self,
         dim:int,       # d, channels of the features
         query_dim:int, # length of the query
         groups:int=2,  # k, parts of the channels that attend apart
     ):
         super().__init__()
-        if dim < 1 or dim % groups: raise ValueError(f'groups={groups}: the {dim} channels are not divisible by it')
+        if dim < 1 or dim % groups:
+            raise ValueError(f'groups={groups}: the {dim} channels are not divisible by it')
         self.groups = groups
         self.query = nn.Linear(query_dim, dim)
         self.project = nn.Conv2d(dim, 3*dim, 1) # W_c, W_d and W_v in one
@@ -30,7 +31,8 @@ class CollectDiffuse(nn.Module):
     def forward(self,
         features:Tensor, # (B, d, h, w) X
         query:Tensor,    # (B, query_dim)
-    ) -> Tensor:         # (B, d, h, w)
+    ) -> Tensor:         # (B, d, h, w) the next X
+        "One step of the cascade"
         q = self.query(query).unflatten(1, (self.groups, 1, -1))*(features.shape[1]//self.groups)**-.5
         collect, diffuse, value = self.project(features).flatten(2).unflatten(1, (3, self.groups, -1)).unbind(1)
         logits = q @ collect                       # (B, k, 1, P)
@@ -47,7 +49,7 @@ class CGANHead(nn.Module):
         channels:int,        # C, channels of Y
         word_dim:int,        # D, word features
         steps:int=3,         # T, attention layers
-        width:int|None=None, # d, channels inside; `None`: C/2, or what is next below it and divisible by the groups
+        width:int|None=None, # d, channels inside; `None`: C/2, or the next lower number divisible by the groups
         groups:int=2,        # k, parts of the channels that attend apart
     ):
         super().__init__()
@@ -67,7 +69,9 @@ class CGANHead(nn.Module):
         words:Tensor,      # (B, N, D)
         token_mask:Tensor, # (B, N) true for words
     ) -> Tensor:           # (B, 1, 2, h, w) raw score maps
+        "Score maps after the last step"
         sentence = self.sentence(masked_mean(words, token_mask))
-        x, query = F.relu(self.stem(features*sentence[..., None, None])), self.query(sentence)
+        x = F.relu(self.stem(features*sentence[..., None, None]))
+        query = self.query(sentence)
         for layer in self.layers: x = layer(x, query)
         return self.classifier(x)[:, None]

@@ -23,7 +23,7 @@ from ..preprocess import Preprocessing
 
 # %% ../../nbs/25_models.timm_encoder.ipynb #c9fb8b72
 def _refusal(error, name, pretrained, options):
-    "Why timm builds no such backbone, in one line; its size is at fault where the very same is built at its own"
+    "Why timm builds no such backbone, in one line; the size is at fault where it can be built at its own size"
     native = getattr(timm.get_pretrained_cfg(name), 'input_size', [None])[-1]
     why = f'timm does not build it with {pretrained=}, {shorten(str(options), 100)}'
     if options.get('img_size', native) != native:
@@ -31,9 +31,11 @@ def _refusal(error, name, pretrained, options):
         except Exception: native = None
         if native is not None:
             fit = 'its weights are' if pretrained else 'it is'
-            why = f'{fit} for images of {native} x {native} pixels and cannot be had at img_size={options["img_size"]}'
+            why = (f'{fit} for images of {native} x {native} pixels and cannot be had '
+                   f'at img_size={options["img_size"]}')
     return f'backbone={name!r}: {why} ({shorten(str(error), 200)})'
 
+# %% ../../nbs/25_models.timm_encoder.ipynb #4fe62831
 def create_backbone(
     name:str,              # timm's name of the architecture, or of architecture and weights
     img_size:int=480,      # side of the images; matters to those backbones that are bound to it
@@ -45,7 +47,8 @@ def create_backbone(
     if name not in known:
         near = ', '.join(get_close_matches(name, known, 5, cutoff=0))
         raise ValueError(f'backbone={name!r}: timm has no such model; the closest names are {near}')
-    if getattr(timm.get_pretrained_cfg(name), 'fixed_input_size', False): options = {'img_size': img_size, **options}
+    if getattr(timm.get_pretrained_cfg(name), 'fixed_input_size', False):
+        options = {'img_size': img_size, **options}
     try: return timm.create_model(name, pretrained=pretrained, features_only=True, **options)
     except OSError as error:
         raise FileNotFoundError(
@@ -58,60 +61,71 @@ def create_backbone(
 BACKBONES = dict(nano='convnext_atto.d2_in1k', tiny='convnext_tiny.fb_in22k', small='convnext_small.fb_in22k',
                  base='convnext_base.fb_in22k', large='convnext_large.fb_in22k')
 
+def _caches(backbone):
+    "Dictionaries of tensors that LeViT and others keep; they would be wrong after a trace or with new weights"
+    return [(module, name) for module in backbone.modules() for name, kept in vars(module).items()
+            if name.endswith('_cache') and isinstance(kept, dict)]
+
+def _preprocessing(backbone):
+    "How the photos of the backbone's training were resized and normalised"
+    seen = resolve_model_data_config(backbone)
+    return Preprocessing(seen['mean'], seen['std'], seen['interpolation']).check()
+
 # %% ../../nbs/25_models.timm_encoder.ipynb #0d8b5bfe
 class TimmEncoder(nn.Module):
     "Any backbone of timm with the words fused into its maps: from image and words to the features Y"
     sizes = {'nano': dict(channels=64, fusion_heads=None)}
-    pretrained_sizes, no_decay = tuple(BACKBONES), NO_DECAY
+    pretrained_sizes = tuple(BACKBONES)
+    no_decay = NO_DECAY
     sized_by = 'backbone' # the option that decides in place of the size
     def __init__(self,
-        size:str='base',         # of the ConvNeXt that is taken where no `backbone` is named, one of `BACKBONES`
+        size:str='base',         # of the ConvNeXt where no `backbone` is named, one of `BACKBONES`
         word_dim:int=768,        # D, features of a word
         img_size:int=480,        # side of the images; matters to backbones that are bound to it
         pretrained:bool=False,   # start the backbone from timm's weights?
         backbone:str|None=None,  # timm's name of it: 'resnet50', 'vit_base_patch16_224.dino', ...
         channels:int|None=None,  # C, of Y; `None`: four times the finest map's, but at most 512
-        fusion_heads:int|None=1, # heads of the pixel-word attention; `None`: the most, up to 4, that divide all channels
-        **timm_options,          # of `timm.create_model`: `out_indices` (which maps), `drop_path_rate`, `depths`, ...
+        fusion_heads:int|None=1, # of the pixel-word attention; `None`: the most, up to 4, that divide all channels
+        **timm_options,          # of `timm.create_model`: `out_indices` (which maps), `drop_path_rate`, ...
     ):
         super().__init__()
         if backbone is None and size not in BACKBONES:
             raise ValueError(f'size={size!r}: choose one of {tuple(BACKBONES)}, or name a backbone=')
         self.name = backbone or BACKBONES[size]
         self.backbone = create_backbone(self.name, img_size, pretrained, **timm_options)
-        # LeViT and others keep tensors in dictionaries; they would be wrong after a trace or with new weights
-        self.caches = [(module, name) for module in self.backbone.modules() for name, kept in vars(module).items()
-                       if name.endswith('_cache') and isinstance(kept, dict)]
+        self.caches = _caches(self.backbone)
         info = self.backbone.feature_info
         self.used = [i for i, stride in enumerate(info.reduction()) if stride >= 4] # finer than Y is of no use
         if len(self.used) < 2:
             raise ValueError(f'out_indices: the decoder joins two maps or more, not {len(self.used)}')
-        dims, self.stride = [info.channels()[i] for i in self.used], info.reduction()[self.used[0]]
+        dims = [info.channels()[i] for i in self.used]
+        self.stride = info.reduction()[self.used[0]]
         self.channels = channels or min(4*dims[0], 512)
         if fusion_heads is None: fusion_heads = max(n for n in range(1, 5) if not any(dim % n for dim in dims))
         self.fusions = nn.ModuleList(PWAM(dim, word_dim, fusion_heads) for dim in dims)
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
         self.decoder = Decoder(dims, self.channels)
-        seen = resolve_model_data_config(self.backbone)
-        self.preprocessing = Preprocessing(seen['mean'], seen['std'], seen['interpolation']).check()
+        self.preprocessing = _preprocessing(self.backbone)
 
 # %% ../../nbs/25_models.timm_encoder.ipynb #8921f5c5
 @patch
 def stages(self:TimmEncoder,
     image:Tensor,      # (B, 3, H, W)
     words:Tensor,      # (B, N, D)
-    token_mask:Tensor, # (B, N), 1 = word
+    token_mask:Tensor, # (B, N) 1 = word
 ) -> list:             # (B, C_i, h_i, w_i), finest first
-    "The normalised fused features of every map that is used"
-    try: maps, outputs = self.backbone(image), []
+    "The normalised fused features of every used map"
+    try: maps = self.backbone(image)
     except (ArithmeticError, AssertionError, LookupError, RuntimeError) as error:
         if isinstance(error, torch.OutOfMemoryError) or 'Expected more than 1' in str(error): raise # not the size
-        (h, w), why = image.shape[-2:], shorten(str(error), 200) or type(error).__name__
+        h, w = image.shape[-2:]
+        why = shorten(str(error), 200) or type(error).__name__
         native = ' x '.join(map(str, self.backbone.pretrained_cfg['input_size'][-2:]))
         raise ValueError(f'backbone={self.name!r} failed on images of {h} x {w} pixels; timm has it for {native} '
                          f'({why})') from error
     finally:
         for module, name in self.caches: getattr(module, name).clear()
+    outputs = []
     channels_last = getattr(self.backbone, 'output_fmt', None) == Format.NHWC
     for i, fusion, norm in zip(self.used, self.fusions, self.norms):
         x = maps[i] if channels_last else maps[i].permute(0, 2, 3, 1)
@@ -124,7 +138,7 @@ def stages(self:TimmEncoder,
 def forward(self:TimmEncoder,
     image:Tensor,      # (B, 3, H, W)
     words:Tensor,      # (B, N, D)
-    token_mask:Tensor, # (B, N), 1 = word
+    token_mask:Tensor, # (B, N) 1 = word
 ) -> Tensor:           # (B, C, h, w) features Y, a quarter of the image's height and width
     "The features Y of a batch"
     y = self.decoder(self.stages(image, words, token_mask))
