@@ -371,7 +371,7 @@ def device_to_time(
     device:str|None, # 'cpu' or 'cuda'; `None`: the GPU if there is one
     passes:int,      # 0: no timing
 ) -> torch.device:
-    "The device that models are timed on; Raises a ValueError where the option cannot act or there is no GPU"
+    "The device that models are timed on; a ValueError where the option cannot act or there is no GPU"
     if device and not passes: raise ValueError(f'device={device}: leave it out, nothing is timed in 0 passes')
     device = torch.device(pick('device', device, dict(cpu='cpu', cuda='cuda')) if device else default_device())
     if device.type == 'cuda' and not torch.cuda.is_available(): raise ValueError("device='cuda': there is no GPU here")

@@ -30,12 +30,13 @@ def iteration_weights(
     last:float=0.7, # weight of the last one
 ) -> list[float]:   # n weights that sum to 1
     "Weights of equation 3: `last` for the last iteration, the rest shared equally"
-    return [1.] if n == 1 else [(1 - last)/(n - 1)]*(n - 1) + [last]
+    if n == 1: return [1.]
+    return [(1 - last)/(n - 1)]*(n - 1) + [last]
 
 # %% ../nbs/31_losses.ipynb #9ae022a1
 class IterativeLoss(nn.Module):
     "A loss for each iteration's mask, weighted over the iterations (equation 3)"
-    reduction = 'mean' # over the batch; 'none': each image by itself, which is what fastai asks for to rank them
+    reduction = 'mean' # over the batch; 'none': each image by itself, which fastai sets to rank images
     def __init__(self,
         last:float=0.7, # weight of the last iteration; the others share the rest
     ):
@@ -46,7 +47,7 @@ class IterativeLoss(nn.Module):
         scores:Tensor, # (B, n, 2, h, w) raw score maps
         truth:Tensor,  # (B, H, W) 0 or 1
     ) -> Tensor:       # (n) L_i
-        "Loss of each iteration, computed in float32 (or float64) whatever the scores come in"
+        "Loss of each iteration, computed in float32 (or float64), also for scores of half precision"
         if truth.shape[0] != scores.shape[0]: raise ValueError(f'{len(scores)} score maps for {len(truth)} masks')
         scores = scores.to(torch.promote_types(scores.dtype, torch.float32))
         logits = object_logits(scores, truth.shape[-2:])

@@ -20,11 +20,13 @@ def published(
     split:str,
 ) -> list[dict]:  # {'method', 'mIoU', 'oIoU', 'note'}, as far as they are known, in the order of the paper
     "The rows of Tables 1 and 2 for one split; none for data that the paper does not know"
-    tables, rows = read_published(), {}
+    tables = read_published()
     column = f'{dataset}.{split_by}.{split}'.replace('.unc.', '.')
+    rows = {}
     for score, table in [('mIoU', 'table2_mIoU'), ('oIoU', 'table1_oIoU')]:
         for row in reversed(tables[table]):
             if (value := row[score].get(column)) is None: continue
             found = rows.setdefault(row['method'], {'method': row['method']})
-            found |= {score: value} | ({'note': row['note']} if 'note' in row else {})
+            found[score] = value
+            if 'note' in row: found['note'] = row['note']
     return [*rows.values()][::-1]

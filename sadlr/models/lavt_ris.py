@@ -6,7 +6,9 @@
 __all__ = ['load_lavt_ris']
 
 # %% ../../nbs/30_models.lavt_ris.ipynb #5b7d237b
-import math, re, warnings
+import math
+import re
+import warnings
 from argparse import Namespace
 from collections import Counter
 from collections.abc import Mapping
@@ -33,19 +35,21 @@ PARTS = {  # of stage i
 PREFIXES = {
     'backbone.patch_embed.': 'encoder.backbone.patch_embed.',
     **{f'backbone.layers.{i}.{theirs}': f'encoder.{ours.format(i=i, after=i+1)}'
-       for i in range(4) for theirs,ours in PARTS.items()},
+       for i in range(4) for theirs, ours in PARTS.items()},
     **{f'backbone.norm{i}.': f'encoder.norms.{i}.' for i in range(4)},
     **{f'classifier.{layer}{j}_{level}.': f'encoder.decoder.blocks.{4-level}.{3*(j-1)+k}.'
-       for level in (4,3,2) for j in (1,2) for k,layer in enumerate(['conv','bn'])},
+       for level in (4, 3, 2) for j in (1, 2) for k, layer in enumerate(['conv', 'bn'])},
     'classifier.conv1_1.': 'head.classifier.',
     'text_encoder.': 'language.bert.'}
 
-def exchange(
+def rename(
     name:str,                # of a tensor
-    prefixes:dict[str, str], # beginning -> what stands in its place
+    prefixes:dict[str, str], # old beginning -> new beginning
 ) -> str:                    # as it was, if it has none of these beginnings
     "`name` with another beginning"
-    return next((new + name.removeprefix(old) for old,new in prefixes.items() if name.startswith(old)), name)
+    for old, new in prefixes.items():
+        if name.startswith(old): return new + name.removeprefix(old)
+    return name
 
 # %% ../../nbs/30_models.lavt_ris.ipynb #ba6436e6
 UNUSED = re.compile(r'relative_position_index$|backbone\.layers\.3\.res_gate|'
@@ -55,17 +59,19 @@ def convert_state_dict(
     state:Mapping[str, Tensor], # published names, BERT's beginning with "text_encoder."
 ) -> tuple:                     # state of a `ReferSegmenter` with a `ClassifierHead`; names that have no place in it
     "Sort published tensors into those that a model of ours needs, under our names, and the rest"
-    needed = {name: exchange(name, PREFIXES) for name in state if not UNUSED.search(name)}
-    ours = {new: state[name].squeeze(-1) if state[name].ndim == 3 else state[name]
-            for name,new in needed.items() if new != name}
-    return ours,[name for name in state if needed.get(name, name) == name]
+    ours, unused = {}, []
+    for name, tensor in state.items():
+        new = name if UNUSED.search(name) else rename(name, PREFIXES)
+        if new == name: unused.append(name)
+        else: ours[new] = tensor.squeeze(-1) if tensor.ndim == 3 else tensor
+    return ours, unused
 
 # %% ../../nbs/30_models.lavt_ris.ipynb #dfd98db0
 def count_modules(
     state:Mapping[str, Tensor],
     beginning:str, # of names, up to the number
 ) -> int:
-    "How many different numbers follow `beginning`"
+    "The number of different numbers that follow `beginning`"
     return len({name.removeprefix(beginning).split('.')[0] for name in state if name.startswith(beginning)})
 
 def lavt_options(
@@ -85,7 +91,7 @@ def bert_options(
 ) -> dict:                      # of `transformers.BertConfig`
     "The shape of the BERT"
     def shape(name): return state[f'text_encoder.{name}.weight'].shape
-    vocab_size,hidden_size = shape('embeddings.word_embeddings')
+    vocab_size, hidden_size = shape('embeddings.word_embeddings')
     if hidden_size % 64: raise ValueError(f'BERT heads are 64 wide, and {hidden_size} features do not divide by that')
     return dict(vocab_size=vocab_size, hidden_size=hidden_size, num_attention_heads=hidden_size//64,
                 num_hidden_layers=count_modules(state, 'text_encoder.encoder.layer.'),
@@ -98,12 +104,14 @@ def model_options(
     state:Mapping[str, Tensor], # published names
     args:dict,                  # options of the training command
 ) -> dict:                      # of `create_model`
-    "What `create_model` has to be told to build the network of a checkpoint"
-    encoder,mha,img_size = lavt_options(state),args.get('mha') or '1-1-1-1',args.get('img_size', 480)
+    "The options of `create_model` that build the network of a checkpoint"
+    encoder = lavt_options(state)
+    mha = args.get('mha') or '1-1-1-1'
+    img_size = args.get('img_size', 480)
     if not re.fullmatch(r'[1-9]\d*(-[1-9]\d*){3}', str(mha)):
         raise ValueError(f"args.mha is {mha!r}, not the heads of four stages such as '1-1-1-1'")
     if not isinstance(img_size, int) or img_size < 1: raise ValueError(f'args.img_size is {img_size!r}, not a size')
-    fits = [name for name,o in SIZES.items() if all(encoder[k] == o[k] for k in ('embed_dim','depths','num_heads'))]
+    fits = [name for name, o in SIZES.items() if all(encoder[k] == o[k] for k in ('embed_dim', 'depths', 'num_heads'))]
     return dict(size=fits[0] if fits else 'base', img_size=img_size, language_options=bert_options(state),
                 encoder_options=dict(encoder, fusion_heads=tuple(map(int, mha.split('-')))))
 
@@ -137,35 +145,41 @@ def read_checkpoint(
         raise ValueError(f'{path} is cut short or damaged, download it again ({reason})') from e
 
 # %% ../../nbs/30_models.lavt_ris.ipynb #70c22202
-def listed(
+def first_names(
     names, # of anything
 ) -> str:
     "The first five, and how many more"
     names = [str(name) for name in names]
     return (', '.join(names[:5]) or 'nothing') + (f' and {len(names)-5} more' if len(names) > 5 else '')
 
+def plain_tensors(
+    state:Mapping|None,
+) -> dict[str, Tensor]:
+    "The ordinary tensors of a state dict, without the prefixes of wrappers"
+    def is_plain(t): return isinstance(t, Tensor) and t.layout is torch.strided and t.device.type == 'cpu'
+    return {_WRAPPERS.sub('', str(name)): t for name, t in dict(state or {}).items() if is_plain(t)}
+
 def published_state(
     checkpoint, # what a file held
 ) -> dict:      # published names, BERT's beginning with "text_encoder."
     "All tensors of a checkpoint of either kind, under the names of `lavt_one`"
     if not isinstance(checkpoint, Mapping) or not isinstance(checkpoint.get('model'), Mapping):
-        held = listed(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
+        held = first_names(checkpoint) if isinstance(checkpoint, Mapping) else type(checkpoint).__name__
         raise ValueError(f"it has no state dict 'model', but {held}")
-    def tensors(state): return {_WRAPPERS.sub('', str(name)): t for name,t in dict(state or {}).items()
-                                if isinstance(t, Tensor) and t.layout is torch.strided and t.device.type == 'cpu'}
-    model,bert = tensors(checkpoint['model']),tensors(checkpoint.get('bert_model'))
+    model = plain_tensors(checkpoint['model'])
+    bert = plain_tensors(checkpoint.get('bert_model'))
     inside = any(name.startswith('text_encoder.') for name in model)
     if inside == bool(bert):
         number = 'two BERTs' if inside else 'no BERT'
         raise ValueError(f"it holds {number} ('bert_model' in lavt, 'text_encoder' in the 'model' of lavt_one), "
-                         f'and {listed(model)}')
-    state = {**model, **{f'text_encoder.{name}': t for name,t in bert.items()}}
-    big = [name for name,t in state.items() if t.numel()*t.itemsize > t.untyped_storage().nbytes()]
-    if big: raise ValueError(f'its tensors {listed(big)} claim more numbers than are stored')
+                         f'and {first_names(model)}')
+    state = {**model, **{f'text_encoder.{name}': t for name, t in bert.items()}}
+    big = [name for name, t in state.items() if t.numel()*t.itemsize > t.untyped_storage().nbytes()]
+    if big: raise ValueError(f'its tensors {first_names(big)} claim more numbers than are stored')
     return state
 
 # %% ../../nbs/30_models.lavt_ris.ipynb #e7929f61
-INVERSE = {ours: theirs for theirs,ours in PREFIXES.items()}
+INVERSE = {ours: theirs for theirs, ours in PREFIXES.items()}
 
 def check_tensors(
     state:Mapping[str, Tensor], # published names
@@ -173,28 +187,34 @@ def check_tensors(
 ) -> tuple:                     # state of a `ReferSegmenter` with a `ClassifierHead`; names that have no place in it
     "The tensors under our names: none missing, each of its shape, all numbers finite"
     with torch.device('meta'): blank = create_model(head='classifier', **options).state_dict()
-    ours,unused = convert_state_dict(state)
-    check_fit(blank, ours, 'it', lambda name: exchange(name, INVERSE))
-    broken = [exchange(name, INVERSE) for name,t in ours.items() if not t.isfinite().all()]
-    if broken: raise ValueError(f'its training diverged, there are numbers that are not finite in {listed(broken)}')
-    return ours,unused
+    ours, unused = convert_state_dict(state)
+    check_fit(blank, ours, 'it', lambda name: rename(name, INVERSE))
+    broken = [rename(name, INVERSE) for name, t in ours.items() if not t.isfinite().all()]
+    if broken:
+        raise ValueError(f'its training diverged, there are numbers that are not finite in {first_names(broken)}')
+    return ours, unused
 
 # %% ../../nbs/30_models.lavt_ris.ipynb #7fd19998
-def doubts(
+def oddities(
     checkpoint:dict,   # what a file held
     args:dict,         # its options of the training command
     encoder:dict,      # options of `LAVT`, from the tensors
     unused:list[str],  # names that have no place in our network
-) -> list[str]:
-    "What a reader of the file should know"
+) -> list[str]:        # a line each
+    "What is odd about a file that can be loaded"
     kind = 'lavt' if checkpoint.get('bert_model') else 'lavt_one'
-    size,swin = {k: encoder[k] for k in ('embed_dim','depths','num_heads')},str(args.get('swin_type'))
+    size = {k: encoder[k] for k in ('embed_dim', 'depths', 'num_heads')}
+    swin = str(args.get('swin_type'))
     foreign = [name for name in unused if not UNUSED.search(name)]
-    return [told for told,is_so in {
-        f'tensors that no LAVT has were left out, it may be another network: {listed(foreign)}': foreign,
-        f'args.model is {args.get("model")!r}, the tensors are those of {kind}': args.get('model', kind) != kind,
-        f'args.swin_type is {swin!r}, the tensors have {size}': any(SIZES.get(swin, size)[k] != size[k] for k in size),
-        'it has no args: one head for each fusion and 480 pixels are assumed': not args}.items() if is_so]
+    found = []
+    if foreign:
+        found.append(f'tensors that no LAVT has were left out, it may be another network: {first_names(foreign)}')
+    if args.get('model', kind) != kind:
+        found.append(f'args.model is {args.get("model")!r}, the tensors are those of {kind}')
+    if swin in SIZES and any(SIZES[swin][k] != size[k] for k in size):
+        found.append(f'args.swin_type is {swin!r}, the tensors have {size}')
+    if not args: found.append('it has no args: one head for each fusion and 480 pixels are assumed')
+    return found
 
 # %% ../../nbs/30_models.lavt_ris.ipynb #00c88a2d
 def report(
@@ -203,11 +223,11 @@ def report(
     loaded:Mapping,    # the tensors that a model got
     unused:list[str],  # names of those that it did not
 ) -> str:
-    "What became of the parts of a checkpoint, in one line"
+    "The parts of a checkpoint, loaded or not, in one line"
     kinds = Counter(m[0] if (m := UNUSED.search(name)) else name for name in unused)
-    rest = [key for key in checkpoint if key not in ('model','bert_model','args')]
-    return (f'{path.name}: {len(loaded)} tensors loaded; not needed: '
-            f'{listed(f"{n} {kind}" for kind,n in kinds.most_common())}; ignored: {listed(rest)}')
+    idle = first_names(f'{n} {kind}' for kind, n in kinds.most_common())
+    rest = first_names(key for key in checkpoint if key not in ('model', 'bert_model', 'args'))
+    return f'{path.name}: {len(loaded)} tensors loaded; not needed: {idle}; ignored: {rest}'
 
 # %% ../../nbs/30_models.lavt_ris.ipynb #87747221
 def load_lavt_ris(
@@ -218,20 +238,22 @@ def load_lavt_ris(
 ) -> ReferSegmenter:                 # in eval mode
     "The model that a published LAVT checkpoint holds"
     path = Path(path)
-    checkpoint,state = read_checkpoint(path),{}
+    checkpoint = read_checkpoint(path)
+    state = {}
     try:
         state = published_state(checkpoint)
         args = vars(checkpoint['args']) if isinstance(checkpoint.get('args'), Namespace) else {}
         options = model_options(state, args)
-        ours,unused = check_tensors(state, options)
+        ours, unused = check_tensors(state, options)
     except Exception as e:  # shapes can be wrong in any way
-        reason = f'it lacks {e}, and holds {listed(state)}' if isinstance(e, KeyError) else ' '.join(str(e).split())
+        reason = ' '.join(str(e).split())
+        if isinstance(e, KeyError): reason = f'it lacks {e}, and holds {first_names(state)}'
         raise ValueError(f'{path} was not loaded as a LAVT checkpoint: {reason}') from e
     model = create_model(head=head, head_options=head_options, tokenizer=tokenizer, **options)
-    for told in doubts(checkpoint, args, options['encoder_options'], unused): warnings.warn(f'{path}: {told}')
+    for oddity in oddities(checkpoint, args, options['encoder_options'], unused): warnings.warn(f'{path}: {oddity}')
     if head != 'classifier':
-        unused += [exchange(name, INVERSE) for name in ours if name.startswith('head.')]
-        ours = {name: t for name,t in ours.items() if not name.startswith('head.')}
-    model.load_state_dict({f'head.{name}': t for name,t in model.head.state_dict().items()} | ours)
+        unused += [rename(name, INVERSE) for name in ours if name.startswith('head.')]
+        ours = {name: t for name, t in ours.items() if not name.startswith('head.')}
+    model.load_state_dict({f'head.{name}': t for name, t in model.head.state_dict().items()} | ours)
     print(report(path, checkpoint, ours, unused))
     return model.eval()
