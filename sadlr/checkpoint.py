@@ -64,7 +64,7 @@ def load_state(path:Path) -> dict:
 def save_scored(
     model,                  # a `ReferSegmenter`
     folder:Path,            # of `from_pretrained`
-    scores:dict[str,float], # name -> value
+    scores:dict[str, float], # name -> value
 ):
     "Write a model together with its scores; the weights in `folder` are whole at any moment"
     new, weights = folder.with_name(f'{folder.name}.new'), 'model.safetensors'
@@ -76,7 +76,7 @@ def save_scored(
         for file in sorted(new.iterdir(), key=lambda file: file.name == weights): replace_file(file, folder/file.name)
         new.rmdir()
 
-def read_scores(folder:Path) -> dict[str,float]:
+def read_scores(folder:Path) -> dict[str, float]:
     "The scores of a model of `save_scored`; none where there is no such model"
     file = folder/'model.safetensors'
     if not file.exists(): return {}

@@ -374,7 +374,7 @@ def check_vocabulary(
     "Raise a ValueError where the tokenizer of a model is not that of its language encoder"
     if model.tokenizer is None: raise ValueError('the model has no tokenizer: save it with one')
     n, size = len(model.tokenizer), model.config['language_options']['vocab_size']
-    if LANGUAGES[model.config['language']].by_tokenizer and model.pad_id == n - 1: n -= 1  # padding is not looked up there
+    if LANGUAGES[model.config['language']].by_tokenizer and model.pad_id == n - 1: n -= 1  # nobody looks padding up
     if n > size or exactly and n != size:
         raise ValueError(f'the tokenizer has {n} tokens, the language encoder {size}: use the one it was trained with')
 
