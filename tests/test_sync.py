@@ -75,3 +75,9 @@ def test_front_door():
     with pytest.raises(AttributeError, match="'sadlr' has no attribute 'nothing'"): sadlr.nothing
     light = "import sadlr, sys; assert sys.modules.keys().isdisjoint(['torch', 'fastai', 'timm', 'transformers', 'numpy'])"
     subprocess.run([sys.executable, '-c', light], check=True)
+
+def test_few_names():
+    "What only its notebook or the house uses is not public: `#| exporti`"
+    lists = [re.search(r'^__all__ = (\[.*?\])', path.read_text(encoding='utf-8'), re.M | re.S)
+             for path in (repo/'sadlr').rglob('*.py') if path.name not in ('__init__.py', '_modidx.py')]
+    assert sum(len(re.findall(r"'\w+'", found[1])) for found in lists) <= 150
