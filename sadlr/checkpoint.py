@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from accelerate import PartialState
 from accelerate.utils import gather_object
-from fastai.callback.core import Callback, CancelEpochException
+from fastai.callback.core import CancelEpochException
 from fastai.callback.tracker import EarlyStoppingCallback, TrackerCallback
 from fastai.torch_core import get_model
 from fastcore.basics import patch

@@ -64,7 +64,7 @@ from .evaluation import evaluate, shuffle_phrases
 from .experiments import RECIPE, run_table, summarise_table, tables
 from .files import NotWritten, write_file
 from .losses import LOSSES
-from .metrics import named_protocol
+from .metrics import PROTOCOLS, named_protocol
 from .models.build import ENCODERS, HEADS, LANGUAGES, pick
 from .models.lavt_ris import load_lavt_ris
 from .models.segmenter import ReferSegmenter
@@ -98,7 +98,7 @@ def not_empty(
     return reading
 
 # %% ../nbs/51_cli.ipynb #0e428646
-TABLES = dict(ENCODERS=ENCODERS, HEADS=HEADS, LANGUAGES=LANGUAGES, LOSSES=LOSSES, SIZES=SIZES)
+TABLES = dict(ENCODERS=ENCODERS, HEADS=HEADS, LANGUAGES=LANGUAGES, LOSSES=LOSSES, PROTOCOLS=PROTOCOLS, SIZES=SIZES)
 
 def with_names(
     text:str,  # may name a table, as in 'one of `HEADS`'
@@ -269,7 +269,7 @@ def sadlr_evaluate(
     dataset:str='shapes',   # a folder of ROOT
     split_by:str=None,      # partition; none: the usual one
     split:str='val',        # split, several with commas between them, or 'all'; every sentence of it
-    protocol:str='lavt',    # 'lavt' (network's size), 'cris' or 'lisa' (image's size): how masks are made and counted
+    protocol:str='lavt',    # how masks are made and counted, one of `PROTOCOLS`; 'lavt' is at the network's size
     sentence:str=None,      # 'raw', as typed (LAVT), or 'sent', cleaned (CRIS, LISA); none: 'raw'
     shuffle:bool=False,     # exchange the phrases among the objects of each image, as a control
     predictions:Path=None,  # a file of masks to score; then neither a model nor an image is read

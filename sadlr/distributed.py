@@ -17,7 +17,6 @@ from fastai.data.core import TfmdDL
 from fastai.distributed import DistributedTrainer
 from fastai.learner import Learner
 from fastai.torch_core import default_device, find_bs, get_model, to_detach
-from fastcore.basics import patch
 
 from .metrics import ReferMetric
 
@@ -97,26 +96,22 @@ class SharedTraining(DistributedTrainer):
         for dl in self.dls: dl.rng.setstate(gather_object([dl.rng.getstate()])[0])
         if self.rank: torch.manual_seed(torch.initial_seed() + self.rank)
 
-# %% ../nbs/44_distributed.ipynb #32f56523
-@patch
-def before_validate(self:SharedTraining):
-    DistributedTrainer.before_validate(self)
-    self.together, self.learn.model, self.losses = self.model, get_model(self.model), []
-    for buffer in self.model.buffers(): torch.distributed.broadcast(buffer, 0)
+    def before_validate(self):
+        super().before_validate()
+        self.together, self.learn.model, self.losses = self.model, get_model(self.model), []
+        for buffer in self.model.buffers(): torch.distributed.broadcast(buffer, 0)
 
-@patch
-def after_batch(self:SharedTraining):
-    if not self.training: self.losses.append((to_cpu(self.loss.mean()), find_bs(self.yb)))
+    def after_batch(self):
+        if not self.training: self.losses.append((to_cpu(self.loss.mean()), find_bs(self.yb)))
 
-@patch
-def after_validate(self:SharedTraining):
-    self.learn.model, loss = self.together, self.recorder.loss
-    loss.reset()
-    for value, n in in_turn(self.losses):
-        loss.total += value*n
-        loss.count += n
-    records = {id(m.record): m.record for m in self.learn.metrics} # most metrics share one
-    for record in records.values(): record.pairs = in_turn(record.pairs)
+    def after_validate(self):
+        self.learn.model, loss = self.together, self.recorder.loss
+        loss.reset()
+        for value, n in in_turn(self.losses):
+            loss.total += value*n
+            loss.count += n
+        records = {id(m.record): m.record for m in self.learn.metrics} # most metrics share one
+        for record in records.values(): record.pairs = in_turn(record.pairs)
 
 # %% ../nbs/44_distributed.ipynb #a336f1cf
 def distributed(

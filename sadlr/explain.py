@@ -116,7 +116,7 @@ def _iterations(calls, head, layers, features, scores, b):
 def _run(model, pixels, token_ids):
     "The scores of one forward pass in eval mode, all recorded calls, the dynamic layers and what each fusion did"
     fusions, layers = _parts(model.encoder, PWAM), _parts(model.head, DynamicConv)
-    if not isinstance(model.head, SADLRHead): layers = []
+    if not getattr(type(model.head), 'iterative', False): layers = []
     inside = [part for layer in layers for part in (layer.to_kernel, layer.norm)]
     was_training = model.training
     with record_calls([model.language, model.encoder, *fusions, *layers, *inside]) as calls:

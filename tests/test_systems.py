@@ -147,7 +147,7 @@ def test_every_size_gives_features_and_score_maps(size, encoder):
         assert encoder == 'timm' or model.encoder.channels == channels
         for name in HEADS:
             head = create_model(model.encoder, name, size, side, language='gru').head
-            n = 3 if name == 'sadlr' else 1
+            n = 3 if getattr(HEADS[name], 'iterative', False) else 1
             assert head(features, words, token_mask).shape == (2, n, 2, side//4, side//4)
 
 def complaint(model, *inputs):

@@ -16,7 +16,6 @@ from inspect import signature
 from pathlib import Path
 from textwrap import shorten
 
-import torch
 from fastcore.basics import patch
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HFValidationError
@@ -122,10 +121,10 @@ def make_encoder(
 def create_model(
     encoder:str|nn.Module='lavt', # a name in `ENCODERS`, or a module of your own with an attribute `channels`
     head:str='sadlr',             # a name in `HEADS`
-    size:str='base',              # 'nano', 'tiny', 'small', 'base' or 'large'
+    size:str='base',              # a name in `sadlr.models.swin.SIZES`
     img_size:int=480,             # side of the square that photos are resized to
     pretrained:bool=False,        # ImageNet weights for the encoder; words' from the place that `tokenizer` names
-    language:str='bert',          # 'bert', 'gru', or 'auto': any text encoder of `transformers`
+    language:str='bert',          # a name in `LANGUAGES`; 'auto' is any text encoder of `transformers`
     tokenizer=None,               # a hub name, a folder, or a tokenizer; `None`: ids only, in BERT's vocabulary.
                                   # A name waits until a phrase is read, if `language_options` has a 'vocab_size'
     encoder_options:dict={},      # options of the encoder, over those of the size

@@ -75,16 +75,14 @@ class BertEncoder(nn.Module):
         "What builds this architecture again"
         return {name: getattr(self.bert.config, name) for name in BERT_OPTIONS}
 
-# %% ../../nbs/20_models.language.ipynb #0f21fd0b
-@patch
-def forward(self:BertEncoder,
-    token_ids:Tensor,  # (B, N) int64
-    token_mask:Tensor, # (B, N) true where there is a token
-) -> Tensor:           # (B, N, D) word features
-    "Hidden states of BERT's last layer, zero at the padding"
-    _check_length(self.bert.config, token_ids.shape[1])
-    words = self.bert(token_ids, attention_mask=token_mask.long()).last_hidden_state
-    return words.masked_fill(~token_mask.bool()[..., None], 0)
+    def forward(self,
+        token_ids:Tensor,  # (B, N) int64
+        token_mask:Tensor, # (B, N) true where there is a token
+    ) -> Tensor:           # (B, N, D) word features
+        "Hidden states of BERT's last layer, zero at the padding"
+        _check_length(self.bert.config, token_ids.shape[1])
+        words = self.bert(token_ids, attention_mask=token_mask.long()).last_hidden_state
+        return words.masked_fill(~token_mask.bool()[..., None], 0)
 
 # %% ../../nbs/20_models.language.ipynb #0306002e
 class GRUEncoder(nn.Module):
@@ -278,24 +276,22 @@ class TextEncoder(nn.Module):
         known = {'model_type', *_known_options(type(config))} - {*_APART}
         return {name: value for name, value in config.to_diff_dict().items() if name in known}
 
-# %% ../../nbs/20_models.language.ipynb #a26cc261
-@patch(as_prop=True)
-def pad_id(self:TextEncoder) -> int:
-    "Padding in the model's own vocabulary, 0 where it has none"
-    pad = getattr(self.model.config, 'pad_token_id', None) or 0
-    return pad if 0 <= pad < self.model.config.vocab_size else 0
+    @property
+    def pad_id(self) -> int:
+        "Padding in the model's own vocabulary, 0 where it has none"
+        pad = getattr(self.model.config, 'pad_token_id', None) or 0
+        return pad if 0 <= pad < self.model.config.vocab_size else 0
 
-@patch
-def forward(self:TextEncoder,
-    token_ids:Tensor,  # (B, N) int64
-    token_mask:Tensor, # (B, N) true where there is a token
-) -> Tensor:           # (B, N, D) word features
-    "Hidden states of the last layer, zero at the padding"
-    ids, mask = (nn.functional.pad(x, (0, self.more)) for x in (token_ids, token_mask.bool()))
-    _check_length(self.model.config, ids.shape[1])
-    ids = ids.masked_fill(~mask, self.pad_id) # a few models, such as MobileBERT, see the id after a word
-    words = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
-    return words.masked_fill(~mask[..., None], 0)[:, :token_ids.shape[1]]
+    def forward(self,
+        token_ids:Tensor,  # (B, N) int64
+        token_mask:Tensor, # (B, N) true where there is a token
+    ) -> Tensor:           # (B, N, D) word features
+        "Hidden states of the last layer, zero at the padding"
+        ids, mask = (nn.functional.pad(x, (0, self.more)) for x in (token_ids, token_mask.bool()))
+        _check_length(self.model.config, ids.shape[1])
+        ids = ids.masked_fill(~mask, self.pad_id) # a few models, such as MobileBERT, see the id after a word
+        words = self.model(input_ids=ids, attention_mask=mask.long()).last_hidden_state
+        return words.masked_fill(~mask[..., None], 0)[:, :token_ids.shape[1]]
 
 # %% ../../nbs/20_models.language.ipynb #e3cca485
 def _padding_matters(encoder, ids):

@@ -8,7 +8,6 @@ __all__ = ['PWAM', 'LAVT']
 # %% ../../nbs/22_models.lavt.ipynb #83469df8
 import torch
 import torch.nn.functional as F
-from fastcore.basics import patch
 from torch import Tensor, nn
 
 from .swin import NO_DECAY, WEIGHTS, create_swin, init_weights
@@ -145,28 +144,25 @@ class LAVT(nn.Module):
         self.norms = nn.ModuleList(nn.LayerNorm(dim) for dim in dims)
         self.decoder = Decoder(dims, self.channels)
 
-# %% ../../nbs/22_models.lavt.ipynb #d1808506
-@patch
-def stages(self:LAVT,
-    image:Tensor,      # (B, 3, H, W)
-    words:Tensor,      # (B, N, D)
-    token_mask:Tensor, # (B, N) 1 = word
-) -> list:             # (B, C_i, h_i, w_i) at strides 4, 8, 16, 32
-    "The normalised fused features of every stage"
-    x = self.backbone.patch_embed(image)
-    outputs = []
-    for i, (layer, fusion, norm) in enumerate(zip(self.backbone.layers, self.fusions, self.norms)):
-        x = layer(x)
-        fused = fusion(x.flatten(1, 2), words, token_mask).view_as(x)
-        outputs.append(norm(fused).permute(0, 3, 1, 2))
-        if i < len(self.gates): x = self.gates[i](x, fused)
-    return outputs
+    def stages(self,
+        image:Tensor,      # (B, 3, H, W)
+        words:Tensor,      # (B, N, D)
+        token_mask:Tensor, # (B, N) 1 = word
+    ) -> list:             # (B, C_i, h_i, w_i) at strides 4, 8, 16, 32
+        "The normalised fused features of every stage"
+        x = self.backbone.patch_embed(image)
+        outputs = []
+        for i, (layer, fusion, norm) in enumerate(zip(self.backbone.layers, self.fusions, self.norms)):
+            x = layer(x)
+            fused = fusion(x.flatten(1, 2), words, token_mask).view_as(x)
+            outputs.append(norm(fused).permute(0, 3, 1, 2))
+            if i < len(self.gates): x = self.gates[i](x, fused)
+        return outputs
 
-@patch
-def forward(self:LAVT,
-    image:Tensor,      # (B, 3, H, W)
-    words:Tensor,      # (B, N, D)
-    token_mask:Tensor, # (B, N) 1 = word
-) -> Tensor:           # (B, C, h, w) features Y, a quarter of the image's height and width
-    "The features Y of a batch"
-    return self.decoder(self.stages(image, words, token_mask))
+    def forward(self,
+        image:Tensor,      # (B, 3, H, W)
+        words:Tensor,      # (B, N, D)
+        token_mask:Tensor, # (B, N) 1 = word
+    ) -> Tensor:           # (B, C, h, w) features Y, a quarter of the image's height and width
+        "The features Y of a batch"
+        return self.decoder(self.stages(image, words, token_mask))

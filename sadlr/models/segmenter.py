@@ -7,6 +7,7 @@ __all__ = ['Segmentation', 'ReferSegmenter']
 
 # %% ../../nbs/28_models.segmenter.ipynb #8bb01460
 from collections.abc import Mapping
+from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
 
@@ -78,6 +79,16 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
             known = Path(source).is_dir() if named else source is not None
             self._pad_id = load_tokenizer(source).pad_token_id if known else getattr(self.language, 'pad_id', 0)
         return self._pad_id
+
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        "Of the room above, which knows how to make the parts and replaces this method"
+        import_module('sadlr.models.build')
+        return cls.from_pretrained(*args, **kwargs)
+
+    def _save_pretrained(self, folder):
+        import_module('sadlr.models.build') # as above
+        return self._save_pretrained(folder)
 
     @property
     def preprocessing(self) -> Preprocessing:
