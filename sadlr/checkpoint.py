@@ -116,7 +116,7 @@ def check_moments(
     parameters:list[torch.Tensor], # of the optimiser, in order
     opt:dict,                      # what is to be loaded into it
 ):
-    "Raise a ValueError where the moments in `opt` are not those of the parameters"
+    "Raises a ValueError where the moments in `opt` are not those of the parameters"
     ids = [i for group in opt['param_groups'] for i in group['params']]
     if len(ids) != len(parameters):
         raise ValueError(f'the optimiser in it has {len(ids)} parameters, not {len(parameters)}')
@@ -147,7 +147,7 @@ def load_learner_state(
 def check_finite(
     state, # tensors and plain values
 ):
-    "Raise a FloatingPointError that names the first tensor of a state with a number that is not finite"
+    "Raises a FloatingPointError that names the first tensor of a state with a number that is not finite"
     for name, tensor in tensors_of(state):
         if tensor.is_floating_point() and not tensor.isfinite().all(): raise FloatingPointError(f'{name} is not finite')
 

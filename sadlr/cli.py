@@ -98,7 +98,8 @@ def not_empty(
     return reading
 
 # %% ../nbs/51_cli.ipynb #0e428646
-TABLES = dict(ENCODERS=ENCODERS, HEADS=HEADS, LANGUAGES=LANGUAGES, LOSSES=LOSSES, PROTOCOLS=PROTOCOLS, SIZES=SIZES)
+TABLES = dict(ENCODERS=ENCODERS, HEADS=HEADS, LANGUAGES=LANGUAGES, LOSSES=LOSSES, PARTITIONS=PARTITIONS,
+              PROTOCOLS=PROTOCOLS, SIZES=SIZES)
 
 def with_names(
     text:str,  # may name a table, as in 'one of `HEADS`'
@@ -325,7 +326,7 @@ def sadlr_predict(
 def sadlr_data(
     action:str,       # 'check': what is not there is told, only what is wrong fails; 'get' what is missing
     root:Path,        # folder of the data sets
-    dataset:str=None, # only this one: 'refcoco', 'refcoco+', 'refcocog', or, to check, a folder of ROOT
+    dataset:str=None, # only this one, such as 'refcoco'; or, to check, any folder of ROOT
 ):
     "Check the data sets and their images below ROOT, or download RefCOCO, RefCOCO+, G-Ref and COCO's train2014"
     if action not in ('check', 'get'): raise ValueError(f"say 'check' or 'get', not {action!r}")

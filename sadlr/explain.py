@@ -171,7 +171,7 @@ def show_responses(
     pictures:list,     # (H, W, 3) of each phrase, for example with its mask
     phrases:list[str], # one or more
     responses,         # (phrases, K, h, w), responses of the K kernels that each phrase made
-    kernels:list=None, # which to draw; None: the `most` that differ most between the phrases
+    kernels:list=None, # which to draw; `None`: the `most` that differ most between the phrases
     most:int=6,
 ) -> Figure:
     "The responses of the same kernels to several phrases, on one scale"

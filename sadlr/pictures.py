@@ -50,7 +50,7 @@ def _source(image):
 # %% ../nbs/04_pictures.ipynb #4bacd98f
 def open_image(
     image,                          # a file (its path, its bytes, or open), an image of PIL, an array or a tensor
-    size:tuple[int, int]|None=None, # (H, W) of the picture on which its mask was drawn; None: there is no mask
+    size:tuple[int, int]|None=None, # (H, W) of the picture on which its mask was drawn; `None`: there is no mask
 ) -> Image.Image:                   # RGB
     "Any picture as RGB of 8 bits, over white where it is transparent; upright, or as its mask needs it"
     name, source = _source(image)

@@ -79,7 +79,7 @@ def check_claims(
     ref:Ref,     # of its sentence
     refer:Refer,
 ):
-    "Raise a ValueError where a prediction names another object, image or data set than its sentence has"
+    "Raises a ValueError where a prediction names another object, image or data set than its sentence has"
     known = dict(ref_id=ref.ref_id, ann_id=ref.ann_id, image_id=ref.image_id, dataset=refer.dataset,
                  split_by=refer.split_by, split=ref.split)
     for name, value in known.items():

@@ -110,7 +110,7 @@ class Training:
     "Everything that a run depends on; an option that is left out has the value of its data set's recipe"
     root:Path=Path('data')     # folder of the data sets
     out:Path=None              # folder of the run: model/ (the best by oIoU), history.csv, ...; none: runs/DATASET
-    dataset:str='shapes'       # a folder of ROOT: 'refcoco', 'refcoco+', 'refcocog', your own, or several (a,b,c)
+    dataset:str='shapes'       # a folder of ROOT: one of `PARTITIONS`, your own, or several (a,b,c)
     split_by:str=None          # partition, e.g. 'unc' or 'umd', one for each data set; none: the usual one
     n_images:int=None          # scenes, where shapes are made; none: 2000
     scene_size:int=None        # side of a scene in pixels, where shapes are made; none: 64
@@ -171,7 +171,7 @@ def check_range(
     high:float,  # the most
     **values,    # option -> value; None is no value
 ):
-    "Raise a ValueError that names the first option with a value outside the range, or with no number"
+    "Raises a ValueError that names the first option with a value outside the range, or with no number"
     for name, value in values.items():
         if value is not None and not low <= value <= high:
             raise ValueError(f'{name}={str(value)[:40]}: it takes {low} at least, and {high} at most')
@@ -182,7 +182,7 @@ def check_parts(
     value,       # of JSON
     key:str='',  # that the value has in the option
 ):
-    "Raise a ValueError for a number that no part of a model can have"
+    "Raises a ValueError for a number that no part of a model can have"
     if isinstance(value, dict):
         for key, one in value.items(): check_parts(name, one, key)
     elif isinstance(value, (list, tuple)):
@@ -195,13 +195,13 @@ def check_idle(
     t:Training,
     *names:str,  # of the options to look at; none: of all
 ):
-    "Raise a ValueError for an option that was given and has no effect"
+    "Raises a ValueError for an option that was given and has no effect"
     for name, why in idle_options(t).items():
         if names and name not in names: continue
         if (value := getattr(t, name)) not in (None, {}): raise ValueError(f'{name}={value!r}: leave it out, {why}')
 
 def check_weights(t:Training):
-    "Raise a ValueError where the training has no trained weights to start from"
+    "Raises a ValueError where the training has no trained weights to start from"
     if t.start: return
     sizes = getattr(ENCODERS[t.encoder], 'pretrained_sizes', ())
     if t.pretrained and t.size not in sizes:
@@ -212,7 +212,7 @@ def check_weights(t:Training):
 
 # %% ../nbs/46_training.ipynb #7d2250fd
 def check_choices(t:Training):
-    "Raise a ValueError for a word that is not among the choices"
+    "Raises a ValueError for a word that is not among the choices"
     choices = dict(precision=PRECISIONS, loss=tuple(LOSSES), size=tuple(SIZES), encoder=tuple(ENCODERS),
                    head=tuple(HEADS), language=tuple(LANGUAGES), sentence=('raw', 'sent'))
     for name in idle_options(t): choices.pop(name, None)
@@ -221,7 +221,7 @@ def check_choices(t:Training):
 
 # %% ../nbs/46_training.ipynb #89908472
 def check_training(t:Training):
-    "Raise a ValueError for a mistake that can be seen before anything is read"
+    "Raises a ValueError for a mistake that can be seen before anything is read"
     for name, value in vars(t).items():
         if name in LIMITS: check_range(*LIMITS[name], **{name: value})
     check_idle(t)
@@ -371,7 +371,7 @@ def check_vocabulary(
     model:ReferSegmenter,
     exactly:bool,  # its language encoder was trained with this very vocabulary
 ):
-    "Raise a ValueError where the tokenizer of a model is not that of its language encoder"
+    "Raises a ValueError where the tokenizer of a model is not that of its language encoder"
     if model.tokenizer is None: raise ValueError('the model has no tokenizer: save it with one')
     n, size = len(model.tokenizer), model.config['language_options']['vocab_size']
     if LANGUAGES[model.config['language']].by_tokenizer and model.pad_id == n - 1: n -= 1  # nobody looks padding up
@@ -413,7 +413,7 @@ def check_folder(
     out:Path,     # of a run
     resume:bool,  # go on with an unfinished one
 ) -> bool:        # the run has ended
-    "Raise a FileExistsError where a run would be overwritten"
+    "Raises a FileExistsError where a run would be overwritten"
     if (out/'state.pt').exists():
         if resume: return False
         raise FileExistsError(f'{out} holds an unfinished run: add --resume, choose another --out or remove it')
@@ -453,7 +453,7 @@ def check_resumed(
     begun:dict,    # of `begun_options`
     data:dict={},  # counts of what is there now
 ):
-    "Raise a ValueError where the rest of a run would be another training"
+    "Raises a ValueError where the rest of a run would be another training"
     now = {name: value for name, value in vars(t).items() if name not in (*FREE_OPTIONS, *idle_options(t))}
     now = json.loads(json.dumps(now, default=str))  # as settings.json holds it
     changed = [f'{name}={begun[name]}' for name, value in now.items() if begun.get(name, value) != value]
@@ -464,7 +464,7 @@ def check_resumed(
 def check_best(
     out:Path,  # of an unfinished run
 ):
-    "Raise a ValueError where the best model so far was damaged"
+    "Raises a ValueError where the best model so far was damaged"
     if not (out/'model'/'model.safetensors').exists(): return
     try: check_vocabulary(ReferSegmenter.from_pretrained(out/'model'), exactly=False)
     except (ValueError, OSError) as error:

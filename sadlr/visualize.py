@@ -82,9 +82,9 @@ def _draw(ax, array, title=None, **kwargs):
 # %% ../nbs/05_visualize.ipynb #bd5c5f40
 def show_overlay(
     image:np.ndarray,     # (H, W, 3)
-    mask:np.ndarray=None, # (H, W) bool; None: the image alone
+    mask:np.ndarray=None, # (H, W) bool; `None`: the image alone
     title:str=None,       # for example the phrase
-    ax:Axes=None,         # where to draw; None: a new small figure
+    ax:Axes=None,         # where to draw; `None`: a new small figure
     color=PREDICTED,      # colour of the mask
     alpha:float=0.6,      # opacity of the tint; 0: the outline alone
 ) -> Axes:

@@ -71,3 +71,5 @@ def test_one_dialect(cells):
     imports = [node for source in sources for node in ast.walk(ast.parse(re.sub(r'^[!%].*$', '', source, flags=re.M)))
                if isinstance(node, ast.Import)]
     assert [ast.unparse(node) for node in imports if len(node.names) > 1] == []
+    documented = '\n'.join(exported(cells))
+    assert re.findall(r'^\s+"Raise .*|#.*[^`]\bNone: .*', documented, re.M) == []

@@ -209,7 +209,7 @@ class ByImage(_PlainErrors):
 def refer_block(
     tokenizer,                            # of `transformers`, its hub name or folder
     img_size:int,                         # S, side of the square in pixels, a multiple of 4 (the model's first stride)
-    splitter=None,                        # which samples are for training, which for validation; None: a random fifth
+    splitter=None,                        # which samples are for training, which for validation; `None`: a random fifth
     preprocessing:Preprocessing=IMAGENET, # of the backbone
 ) -> DataBlock:                           # of samples
     "How samples become batches `(image (B, 3, S, S), token_ids (B, 20)), mask (B, S, S)`"
@@ -257,7 +257,7 @@ _OPTIONS = {name.removeprefix('val_') for taking in (DataBlock.dataloaders, Filt
 
 def refer_dataloaders(
     refer:Refer,                          # or several data sets as one, a `sadlr.data.joint.Joint`
-    tokenizer=None,                       # of `transformers`, its hub name or folder; None: the training words
+    tokenizer=None,                       # of `transformers`, its hub name or folder; `None`: the training words
     img_size:int=64,                      # S, side of the square in pixels, a multiple of 4
     bs:int=32,                            # B
     val:str='val',                        # the split for validation

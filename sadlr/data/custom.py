@@ -274,7 +274,7 @@ def refer_from_table(
     root:str|Path,                          # folder of the data sets
     dataset:str,                            # name of the new one
     split_by:str='own',                     # name of its partition
-    folder:str|Path=None,                   # where relative paths start; None: at the CSV, or the working folder
+    folder:str|Path=None,                   # where relative paths start; `None`: at the CSV, or the working folder
 ) -> Refer:
     "Write a data set from a table; a ValueError names the row, counted from 1, and its image"
     folder = Path(folder or (Path(table).parent if isinstance(table, (str, Path)) else '.'))
@@ -381,7 +381,7 @@ def refer_from_coco(
     root:str|Path,             # folder of the data sets
     dataset:str,               # name of the new one
     split_by:str='own',        # name of its partition
-    splits:dict[str, str]=None # by `file_name`; None: dealt out
+    splits:dict[str, str]=None # by `file_name`; `None`: dealt out
 ) -> Refer:
     "Write a data set from annotations in COCO's format and phrases; a ValueError names the annotation or image"
     records, annotations, categories = read_coco(Path(coco))

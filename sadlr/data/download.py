@@ -84,7 +84,7 @@ def by_hand(
 # %% ../../nbs/14_data.download.ipynb #e6d174f0
 def get_data(
     root:str|Path,    # folder of the data sets
-    dataset:str=None, # 'refcoco', 'refcoco+' or 'refcocog'; None: all three
+    dataset:str=None, # a name in `DOWNLOADS`; `None`: all of them
     pause:float=1.,   # in seconds, before the first repetition of a request
 ):
     "Download and unpack the annotations and COCO's train2014 below `root`, as far as they are missing"
@@ -130,7 +130,7 @@ def _report(root, dataset, split_by):
 # %% ../../nbs/14_data.download.ipynb #a7978e09
 def misplaced(
     root:Path,
-    dataset:str|None, # a folder of `root`; None: all
+    dataset:str|None, # a folder of `root`; `None`: all
 ) -> list[str]:       # one line for each
     "Folders that look like data sets and have no refs file"
     known, folders = {name for name, _ in partitions_in(root)}, sorted(root.iterdir()) if root.is_dir() else []
@@ -141,7 +141,7 @@ def misplaced(
 # %% ../../nbs/14_data.download.ipynb #e7f6ff7e
 def check_data(
     root:str|Path,    # folder of the data sets
-    dataset:str=None, # a folder of `root`; None: all
+    dataset:str=None, # a folder of `root`; `None`: all
 ) -> list[str]:       # what is wrong
     "Read all refs, masks and images below `root`; prints what is there, and where to get what is missing"
     root, wrong, sizes, missing = Path(root), [], {}, {}

@@ -49,7 +49,7 @@ class Refer:
         root:str|Path,          # folder of the data sets' folders
         dataset:str='refcoco',  # a name of `PARTITIONS`, or a folder of your own in the same layout
         split_by:str='unc',     # partition
-        images:str|Path=None,   # folder of the images; None: the first of the usual places
+        images:str|Path=None,   # folder of the images; `None`: the first of the usual places
     ):
         self.root, self.dataset, self.split_by = Path(root), dataset, split_by
         self.path = self.root/dataset/'instances.json'
@@ -71,7 +71,7 @@ class Refer:
 # %% ../../nbs/10_data.refer.ipynb #deb66752
 @patch
 def refs(self:Refer,
-    split:str=None, # None: all of them
+    split:str=None, # `None`: all of them
 ) -> Packed: # a sequence of `Ref`
     "The refs of a split, in the file's order"
     if split is None: return self._refs
@@ -127,6 +127,7 @@ def _keep(self:Refer, instances):
 # %% ../../nbs/10_data.refer.ipynb #e4001279
 def _counts(images=None, refs=None, sentences=None): return dict(images=images, refs=refs, sentences=sentences)
 
+# A published data set is an entry here, and one in `sadlr.data.download.DOWNLOADS`
 PARTITIONS = {
     'refcoco': {
         'unc': dict(train=_counts(16994, 42404, 120624), val=_counts(1500, 3811, 10834),

@@ -188,7 +188,7 @@ _LARGEST = 10**12 # of the numbers in a configuration
 _MOST = 10_000    # of what is repeated, such as layers
 
 def _check_numbers(value, path, name=''):
-    "Raise a ValueError for a number that cannot be an option of a model"
+    "Raises a ValueError for a number that cannot be an option of a model"
     if isinstance(value, dict):
         for key, v in value.items(): _check_numbers(v, path, key)
     elif isinstance(value, list):
