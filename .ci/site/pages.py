@@ -11,7 +11,7 @@ config = ConfigParser(delimiters=['='])
 config.read(repo/'settings.ini', encoding='utf-8')
 settings = config['DEFAULT']
 
-GROUPS = {0: 'Start', 5: 'Data', 20: 'Models', 31: 'Training and evaluation', 48: 'Demo and commands', # first number of each
+GROUPS = {0: 'Start', 4: 'Data', 20: 'Models', 31: 'Training and evaluation', 48: 'Demo and commands', # first number of each
           60: 'Tutorials', 70: 'Experiments'}
 
 def number(stem): return int(re.match(r'(\d*)', stem)[1] or -1)
