@@ -21,7 +21,7 @@ from .callbacks import on_screen
 from .data.block import Sample, refer_block
 from .metrics import IoURecord, named_protocol
 from .models.sadlr import object_logits
-from .models.segmenter import ReferSegmenter, check_scores
+from .models.segmenter import ReferSegmenter, check_scores, evaluating
 from .preprocess import IMAGENET
 
 # %% ../nbs/41_evaluation.ipynb #c7b2bcab
@@ -55,16 +55,13 @@ def predict_masks(
     rules = named_protocol(protocol)
     limit = math.log(rules.threshold/(1 - rules.threshold))
     loader, remaining = evaluation_loader(samples, model, bs, num_workers), iter(samples)
-    was_training = model.training
-    model.eval()
-    try:
+    with evaluating(model):
         for batch in progress_bar(loader, leave=False) if progress and on_screen() else loader:
             image, token_ids, squares = (part.as_subclass(Tensor) for part in batch)
             check_scores(answers := model(image, token_ids))
             for scores, square, sample in zip(answers, squares, remaining):
                 truth = torch.as_tensor(coco_mask.decode(sample.rle)) if rules.original_size else square
                 yield object_logits(scores[None], truth.shape)[0] > limit, truth.bool().to(scores.device)
-    finally: model.train(was_training)
 
 # %% ../nbs/41_evaluation.ipynb #fb3a7cc2
 def evaluate(

@@ -21,7 +21,7 @@ from matplotlib.patheffects import withStroke
 from .models.language import masked_mean
 from .models.lavt import PWAM
 from .models.sadlr import DynamicConv, SADLRHead, object_logits
-from .models.segmenter import ReferSegmenter, check_scores
+from .models.segmenter import ReferSegmenter, check_scores, evaluating
 from .pictures import open_image
 from .preprocess import check_words, image_tensor, square_pixels, tokenize
 from .visualize import PREDICTED, TRUE, as_typed, show_maps, wrap
@@ -118,10 +118,8 @@ def _run(model, pixels, token_ids):
     fusions, layers = _parts(model.encoder, PWAM), _parts(model.head, DynamicConv)
     if not getattr(type(model.head), 'iterative', False): layers = []
     inside = [part for layer in layers for part in (layer.to_kernel, layer.norm)]
-    was_training = model.training
-    with record_calls([model.language, model.encoder, *fusions, *layers, *inside]) as calls:
-        try: scores = model.eval()(pixels, token_ids)
-        finally: model.train(was_training)
+    with evaluating(model), record_calls([model.language, model.encoder, *fusions, *layers, *inside]) as calls:
+        scores = model(pixels, token_ids)
     check_scores(scores)
     fusion_calls = [(call.args[0], fusion.attend(*call.args, **call.kwargs)[1], call.output)
                     for fusion in fusions for call in calls[fusion]]

@@ -31,7 +31,7 @@ from torch.utils._pytree import tree_leaves
 from .callbacks import checkpoint_blocks, recomputed_blocks
 from .losses import IterativeDiceLoss
 from .models.build import create_model
-from .models.segmenter import ReferSegmenter
+from .models.segmenter import ReferSegmenter, evaluating
 from .preprocess import MAX_WORDS
 from .published import read_published
 
@@ -120,18 +120,6 @@ def _price(
     return _OTHERS[name](out, *args, **kwargs) if name in _OTHERS else 0
 
 # %% ../nbs/42_profile.ipynb #441366dc
-@contextmanager
-def evaluating(
-    *modules:nn.Module,
-):
-    "Evaluation mode without gradients; afterwards each part is in its own mode again"
-    modes = {m: m.training for module in modules for m in module.modules()}
-    for module in modules: module.eval()
-    try:
-        with torch.no_grad(): yield
-    finally:
-        for m, mode in modes.items(): m.training = mode
-
 def _run_on_meta(module, inputs, watch):
     "One forward pass in evaluation mode, of shapes alone, inside the context `watch`"
     shapes = {name: t.to('meta') for name, t in chain(module.named_parameters(), module.named_buffers())}
@@ -139,7 +127,7 @@ def _run_on_meta(module, inputs, watch):
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with evaluating(module), watch: functional_call(module, shapes, inputs)
+        with torch.no_grad(), evaluating(module), watch: functional_call(module, shapes, inputs)
     finally: torch.backends.mha.set_fastpath_enabled(fast)
 
 # %% ../nbs/42_profile.ipynb #c6c96e44
@@ -283,7 +271,7 @@ def latency(
     warm_up:int=3,               # passes before those, not on record
 ) -> pd.DataFrame:               # milliseconds, a row per pass, a column per model
     "Time models in turn on one image and phrase, the language encoder left out as in `count_macs`"
-    with evaluating(*models.values()):
+    with torch.no_grad(), evaluating(*models.values()):
         runs = {name: without_language(model, img_size) for name, model in models.items()}
         return time_in_turn({name: partial(run, *inputs) for name, (run, inputs) in runs.items()}, passes, warm_up)
 
@@ -322,7 +310,7 @@ def inference_memory(
     if inputs[0].is_cuda:
         before = torch.cuda.memory_allocated()
         torch.cuda.reset_peak_memory_stats()
-        with evaluating(module): module(*inputs)
+        with torch.no_grad(), evaluating(module): module(*inputs)
         most = torch.cuda.max_memory_allocated() - before
     else:
         alive = Alive()

@@ -48,6 +48,7 @@ from .learner import PRECISIONS, refer_learner
 from .losses import LOSSES
 from .models.build import ENCODERS, HEADS, LANGUAGES, ReferSegmenter, create_model, load_strictly
 from .models.lavt_ris import load_lavt_ris
+from .models.segmenter import evaluating
 from .models.swin import SIZES
 from .pictures import open_image
 from .preprocess import VOCABULARIES
@@ -205,7 +206,8 @@ def check_weights(t:Training):
     if t.start: return
     sizes = getattr(ENCODERS[t.encoder], 'pretrained_sizes', ())
     if t.pretrained and t.size not in sizes:
-        raise ValueError(f'no pretrained weights for size {t.size!r}: use --pretrained false, or one of {sizes}')
+        others = f', or one of {sizes}' if sizes else ''
+        raise ValueError(f'no pretrained weights for size {t.size!r}: use --pretrained false{others}')
     if LANGUAGES[t.language].by_tokenizer and not (t.pretrained and t.tokenizer not in VOCABULARIES):
         raise ValueError(f'language {t.language!r} starts from trained weights: '
                          '--pretrained true --tokenizer THEIR-NAME')
@@ -293,8 +295,7 @@ def try_model(
 ):
     "Run a model once, because some options fail only when it is used"
     size, ids = model.config['img_size'], torch.ones(1, 2, dtype=torch.long)
-    try: model.eval()(torch.zeros(1, 3, size, size), ids, torch.ones_like(ids))
-    finally: model.train()
+    with evaluating(model): model(torch.zeros(1, 3, size, size), ids, torch.ones_like(ids))
 
 # %% ../nbs/46_training.ipynb #b08a2a80
 def new_model(

@@ -7,6 +7,7 @@ __all__ = ['Segmentation', 'ReferSegmenter']
 
 # %% ../../nbs/28_models.segmenter.ipynb #8bb01460
 from collections.abc import Mapping
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -30,6 +31,17 @@ class Segmentation(NamedTuple):
                           # 4nHW bytes, 110 MB for a photo of 9 megapixels and n = 3: keep the masks alone of many
 
 # %% ../../nbs/28_models.segmenter.ipynb #39f5c88e
+@contextmanager
+def evaluating(
+    *modules:nn.Module,
+):
+    "Evaluation mode; afterwards each part is in its own mode again, a frozen one too"
+    modes = {part: part.training for module in modules for part in module.modules()}
+    for module in modules: module.eval()
+    try: yield
+    finally:
+        for part, mode in modes.items(): part.training = mode
+
 def check_scores(
     scores:Tensor, # of a head
 ):
@@ -130,13 +142,12 @@ def segment(self:ReferSegmenter,
 ) -> Segmentation|list[Segmentation]: # one for a phrase, a list for a list
     "Find the object that the phrase names, at the image's own size"
     if self.tokenizer is None: raise ValueError('this model has no tokenizer: pass tokenizer= to create_model')
-    device, was_training, image = next(self.parameters()).device, self.training, open_image(image)
+    image, device = open_image(image), next(self.parameters()).device
     token_ids, _ = tokenize(phrase, self.tokenizer)
     check_words(phrase, self.tokenizer)
     square = image_tensor(image, self.config['img_size'], self.preprocessing)
     pixels = square.expand(len(token_ids), -1, -1, -1)
-    try: scores = self.eval()(pixels.to(device), token_ids.to(device))
-    finally: self.train(was_training)
+    with evaluating(self): scores = self(pixels.to(device), token_ids.to(device))
     check_scores(scores)
     logits = object_logits(scores, image.size[::-1]).float().cpu().numpy()
     answers = [Segmentation(l[-1] > 0, l > 0, l) for l in logits]
