@@ -35,13 +35,13 @@ from .preprocess import MAX_WORDS, phrase_fault, unknown_words
 from .visualize import overlay, show_strips
 
 # %% ../nbs/50_demo.ipynb #11ed1f1d
-SIDE = 384 # of a picture, in pixels: images below are enlarged to it
+SHOWN_SIDE = 384 # of a picture, in pixels: images below are enlarged to it
 
 def enlarge(
     array:np.ndarray, # (H, W, ...)
-) -> np.ndarray:      # (k*H, k*W, ...) for the smallest k that makes one side `SIDE` at least
+) -> np.ndarray:      # (k*H, k*W, ...) for the smallest k that makes one side `SHOWN_SIDE` at least
     "Repeat the rows and columns of a small image or map"
-    times = -(-SIDE // max(array.shape[:2]))
+    times = -(-SHOWN_SIDE // max(array.shape[:2]))
     return array.repeat(times, 0).repeat(times, 1)
 
 def paint(
@@ -61,7 +61,7 @@ def paint(
 # %% ../nbs/50_demo.ipynb #4f43cb63
 MAX_PHRASES = 8
 
-def read_phrases(
+def split_phrases(
     text:str,     # phrases, separated by semicolons or lines
     tokenizer,    # of the model
 ) -> list[str]:   # one to `MAX_PHRASES`
@@ -77,14 +77,14 @@ def read_phrases(
     return phrases
 
 # %% ../nbs/50_demo.ipynb #40deb85f
-MAX_SIDE = 640 # of an image in the panel, in pixels
+PANEL_SIDE = 640 # of an image in the panel, in pixels
 
 def shrink(
     image,         # what `open_image` takes
 ) -> Image.Image:  # RGB, upright, a copy
-    "An image of `MAX_SIDE` pixels a side at most"
+    "An image of `PANEL_SIDE` pixels a side at most"
     image = open_image(image)
-    image.thumbnail((MAX_SIDE, MAX_SIDE))
+    image.thumbnail((PANEL_SIDE, PANEL_SIDE))
     return image
 
 # %% ../nbs/50_demo.ipynb #55b5d4c8
@@ -234,7 +234,7 @@ def ask(self:Panel):
     self.phrases, self.scores, self.unknown = [], [], []
     self.phrase.options = self.hints.get(self.choice.value, [])
     try:
-        phrases = read_phrases(self.phrase.value, self.model.tokenizer)
+        phrases = split_phrases(self.phrase.value, self.model.tokenizer)
         answers = self.model.segment(self.image, phrases)
         scores = np.stack([answer.scores for answer in answers])
         if not np.isfinite(scores).all():
@@ -260,7 +260,7 @@ def draw(self:Panel):
     if self._held: return
     self.legend.layout.display = '' if self.view.value == 'score map' else 'none'
     at = [scores[:self.iteration.value][-1] for scores in self.scores]
-    width = SIDE if len(at) < 2 else 2*SIDE//3
+    width = SHOWN_SIDE if len(at) < 2 else 2*SHOWN_SIDE//3
     for i, (frame, scores) in enumerate(zip(self.frames, at or [None])):
         picture, text = frame.children
         picture.value = _jpeg(paint(self.image, scores, self.opacity.value, self.view.value))

@@ -74,7 +74,7 @@ def save_predictions(
 # %% ../nbs/45_predictions.ipynb #678c852c
 def _some(ids): return f'{len(ids)} (sent_id {", ".join(map(str, sorted(ids)[:5]))}{", ..." if len(ids) > 5 else ""})'
 
-def check_claims(
+def check_facts(
     prediction:Prediction,
     ref:Ref,     # of its sentence
     refer:Refer,
@@ -107,19 +107,19 @@ def match_predictions(
              'missing': {sent_id for sent_id in asked for i in range(n) if (sent_id, i + 1) not in found}}
     told = '; '.join(f'{what}: {_some(ids)}' for what, ids in wrong.items() if ids)
     if told: raise ValueError(f'sentences of {refer.dataset} ({refer.split_by}) {split} in the predictions: {told}')
-    for p in found.values(): check_claims(p, refs[p.sent_id], refer)
+    for p in found.values(): check_facts(p, refs[p.sent_id], refer)
     return [(refs[sent_id], [found[sent_id, i + 1] for i in range(n)]) for sent_id in asked]
 
 # %% ../nbs/45_predictions.ipynb #4faee0c8
-MAX_SIDE = 4096 # of a network's square, in pixels
+MAX_SQUARE = 4096 # of a network's square, in pixels
 
 def network_side(
     prediction:Prediction,
 ) -> int: # S
     "The side of the square masks in a file for the protocol `lavt`"
     height, width = prediction.segmentation['size']
-    if height == width and 0 < height <= MAX_SIDE: return height
-    raise ValueError(f"'lavt' compares masks on the network's square, of at most {MAX_SIDE} pixels, but for sentence "
+    if height == width and 0 < height <= MAX_SQUARE: return height
+    raise ValueError(f"'lavt' compares masks on the network's square, of at most {MAX_SQUARE} pixels, but for sentence "
                      f"{prediction.sent_id} it is {height} x {width}: 'cris' and 'lisa' take masks at the image's size")
 
 def intersection_union_rle(

@@ -221,7 +221,7 @@ def refer_block(
         batch_tfms=Normalise(preprocessing), dl_type=ByImage)
 
 # %% ../../nbs/12_data.block.ipynb #6b820223
-def _draw(image, mask, title, ax, **kwargs):
+def _draw_sample(image, mask, title, ax, **kwargs):
     "One decoded image (S, S, 3) with a mask (S, S)"
     return show_overlay(image.numpy(), mask.numpy().astype(bool), title, ax=ax, **kwargs)
 
@@ -229,7 +229,7 @@ def _draw(image, mask, title, ax, **kwargs):
 def show_batch(x:tuple, y:TensorReferMask, samples, ctxs=None, max_n=9, nrows=None, ncols=None, figsize=None, **kwargs):
     "Each image with its phrase and its mask"
     if ctxs is None: ctxs = get_grid(min(len(samples), max_n), nrows=nrows, ncols=ncols, figsize=figsize)
-    return [_draw(image, mask, phrase, ax, color=TRUE) for (image, phrase, mask), ax in zip(samples, ctxs)]
+    return [_draw_sample(image, mask, phrase, ax, color=TRUE) for (image, phrase, mask), ax in zip(samples, ctxs)]
 
 # %% ../../nbs/12_data.block.ipynb #035f2c14
 @dispatch
@@ -239,8 +239,8 @@ def show_results(x:tuple, y:TensorReferMask, samples, outs, ctxs=None, max_n=6, 
     if ctxs is None: ctxs = get_grid(min(len(samples), max_n), nrows=nrows, ncols=ncols, figsize=figsize, double=True)
     for (image, phrase, mask), (pred,), left, right in zip(samples, outs, ctxs[::2], ctxs[1::2]):
         union, inter = ((mask > 0) | (pred > 0)).sum().item(), ((mask > 0) & (pred > 0)).sum().item()
-        _draw(image, mask, phrase, left, color=TRUE)
-        _draw(image, pred, f'predicted: IoU {inter/union if union else 0:.2f}', right)
+        _draw_sample(image, mask, phrase, left, color=TRUE)
+        _draw_sample(image, pred, f'predicted: IoU {inter/union if union else 0:.2f}', right)
     return ctxs
 
 # %% ../../nbs/12_data.block.ipynb #12aa0001

@@ -172,14 +172,14 @@ def read_refs(
     except (ValueError, RecursionError) as e: raise ValueError(f'{path} is not a list of refs: {e}') from e
 
 # %% ../../nbs/10_data.refer.ipynb #77dd94b8
-SIDE = Annotated[int, msgspec.Meta(gt=0, le=65535)] # of an image, in pixels; JPEG counts no further
+Side = Annotated[int, msgspec.Meta(gt=0, le=65535)] # of an image, in pixels; JPEG counts no further
 
 class ImageRecord(TypedDict):
     "An image in instances.json"
     id:ID
     file_name:str
-    height:SIDE
-    width:SIDE
+    height:Side
+    width:Side
 
 class Annotation(msgspec.Struct, gc=False):
     "An object in instances.json"

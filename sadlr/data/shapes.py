@@ -73,7 +73,7 @@ def draw_shape(
 COLOURS = dict( # hue in degrees, saturation and value from 0 to 1
     red=(0, .9, .8), orange=(27, .95, 1), yellow=(56, .85, 1), green=(120, .75, .6),
     cyan=(180, .7, .95), blue=(225, .85, .9), purple=(280, .75, .6), pink=(325, .42, 1))
-SIZES = dict(small=90, large=225) # pixels of a 64 x 64 image, +- 5 %
+AREAS = dict(small=90, large=225) # pixels of a 64 x 64 image, +- 5 %
 
 def shade(
     rng:np.random.Generator,
@@ -100,7 +100,7 @@ def draw_looks(
     "What 4 to 8 objects look like"
     while True:
         n = rng.integers(4, 9)
-        looks = list(zip(repeats(rng, SHAPES, n), repeats(rng, COLOURS, n), rng.choice(list(SIZES), n).tolist()))
+        looks = list(zip(repeats(rng, SHAPES, n), repeats(rng, COLOURS, n), rng.choice(list(AREAS), n).tolist()))
         if sum(looks.count(look) == 1 for look in looks) >= 3: return looks
 
 # %% ../../nbs/11_data.shapes.ipynb #8d576d50
@@ -126,7 +126,7 @@ def _arrange_once(rng, looks, img_size, tries=50):
     for k, (shape, colour, size) in enumerate(looks):
         rivals = {j for j in range(k) if looks[j][1] == colour}
         for _ in range(tries):
-            area, angle = SIZES[size]*rng.uniform(.95, 1.05)*scale, np.radians(rng.uniform(-12, 12))
+            area, angle = AREAS[size]*rng.uniform(.95, 1.05)*scale, np.radians(rng.uniform(-12, 12))
             reach = 1 + np.sqrt(area)*np.linalg.norm(OUTLINES[shape], axis=1).max()
             layer = draw_shape(shape, area, angle, rng.uniform(reach, img_size - reach, 2))
             own = max((1-HIDDEN)*(layer.alpha > .5).sum(), VISIBLE*scale)

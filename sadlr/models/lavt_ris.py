@@ -22,7 +22,7 @@ from .build import _WRAPPERS, ReferSegmenter, check_fit, create_model
 from .swin import SIZES
 
 # %% ../../nbs/30_models.lavt_ris.ipynb #161d234f
-PARTS = {  # of stage i
+STAGE_PARTS = {  # of stage i
     'blocks.': 'backbone.layers.{i}.blocks.',
     'downsample.': 'backbone.layers.{after}.downsample.',
     'fusion.vis_project.0.': 'fusions.{i}.vis_project.',
@@ -35,7 +35,7 @@ PARTS = {  # of stage i
 PREFIXES = {
     'backbone.patch_embed.': 'encoder.backbone.patch_embed.',
     **{f'backbone.layers.{i}.{theirs}': f'encoder.{ours.format(i=i, after=i+1)}'
-       for i in range(4) for theirs, ours in PARTS.items()},
+       for i in range(4) for theirs, ours in STAGE_PARTS.items()},
     **{f'backbone.norm{i}.': f'encoder.norms.{i}.' for i in range(4)},
     **{f'classifier.{layer}{j}_{level}.': f'encoder.decoder.blocks.{4-level}.{3*(j-1)+k}.'
        for level in (4, 3, 2) for j in (1, 2) for k, layer in enumerate(['conv', 'bn'])},
