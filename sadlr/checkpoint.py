@@ -120,8 +120,9 @@ def check_moments(
     ids = [i for group in opt['param_groups'] for i in group['params']]
     if len(ids) != len(parameters):
         raise ValueError(f'the optimiser in it has {len(ids)} parameters, not {len(parameters)}')
-    kinds = {frozenset(moments) for moments in opt['state'].values()}
-    if len(kinds) > 1: raise ValueError('the optimiser in it lacks a part of its state')
+    for group in opt['param_groups']:
+        kinds = {frozenset(opt['state'][i]) for i in group['params'] if i in opt['state']}
+        if len(kinds) > 1: raise ValueError('the optimiser in it lacks a part of its state')
     for i, p in zip(ids, parameters):
         for name, t in tensors_of(opt['state'].get(i, {})):
             if t.ndim and t.shape != p.shape:

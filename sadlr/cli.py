@@ -63,6 +63,7 @@ from .data.shapes import make_shapes
 from .evaluation import evaluate, shuffle_phrases
 from .experiments import RECIPE, run_table, summarise_table, tables
 from .files import NotWritten, write_file
+from .learner import OPTIMIZERS
 from .losses import LOSSES
 from .metrics import PROTOCOLS, named_protocol
 from .models.build import ENCODERS, HEADS, LANGUAGES, pick
@@ -98,8 +99,8 @@ def not_empty(
     return reading
 
 # %% ../nbs/51_cli.ipynb #0e428646
-TABLES = dict(ENCODERS=ENCODERS, HEADS=HEADS, LANGUAGES=LANGUAGES, LOSSES=LOSSES, PARTITIONS=PARTITIONS,
-              PROTOCOLS=PROTOCOLS, SIZES=SIZES)
+TABLES = dict(ENCODERS=ENCODERS, HEADS=HEADS, LANGUAGES=LANGUAGES, LOSSES=LOSSES, OPTIMIZERS=OPTIMIZERS,
+              PARTITIONS=PARTITIONS, PROTOCOLS=PROTOCOLS, SIZES=SIZES)
 
 def with_names(
     text:str,  # may name a table, as in 'one of `HEADS`'
@@ -339,16 +340,18 @@ def sadlr_data(
 @command
 def sadlr_experiment(
     table:str,                 # 'systems' (Table 3), 'iterations', 'structure', 'update' (Table 4), 'beyond', or 'all'
-    results:Path='runs/experiments/shapes.csv', # a run that this file holds is not done again
+    results:Path='runs/experiments/relations.csv', # a run that this file holds is not done again
     out:Path=None,             # folder of the trained models; none: runs/experiments/NAME-OF-RESULTS
-    root:Path='data',          # folder of the scenes
+    root:Path=RECIPE.root,     # folder of the scenes
     seeds:str='0,1,2',         # a run of every system with each of them
     size:str='nano',           # of the encoders
     img_size:int=64,           # side of the scenes in pixels
-    n_images:int=2000,         # scenes
-    level:str='attributes',    # of the phrases: 'attributes' or 'relations'
+    n_images:int=RECIPE.n_images, # scenes
+    level:str=RECIPE.split_by, # of the phrases: 'attributes' or 'relations'
+    data_seed:int=RECIPE.data_seed, # of the scenes
     epochs:int=RECIPE.epochs,  # each ref once per epoch
     bs:int=RECIPE.bs,          # images of a step
+    optimizer:str=RECIPE.optimizer, # one of `OPTIMIZERS`
     lr:float=RECIPE.lr,        # learning rate at the start
     language_lr:float=RECIPE.language_lr, # of the language encoder, as a share of lr
     workers:int=0,             # of the loader
@@ -361,7 +364,8 @@ def sadlr_experiment(
     for seed in seeds.split(','): check_range(*LIMITS['seed'], seeds=int(seed))
     check_range(*LIMITS['scene_size'], img_size=img_size)
     recipe = Training(root=root, split_by=level, n_images=n_images, scene_size=img_size, img_size=img_size, size=size,
-                      epochs=epochs, bs=bs, lr=lr, language_lr=language_lr, workers=workers)
+                      data_seed=data_seed, epochs=epochs, bs=bs, optimizer=optimizer, lr=lr,
+                      language_lr=language_lr, workers=workers)
     out = out or Path('runs/experiments')/Path(results).stem
     for systems in chosen:
         done = run_table(systems, results, out, recipe, [*map(int, seeds.split(','))])

@@ -44,7 +44,7 @@ from .data.shapes import make_shapes
 from .distributed import distributed, launched
 from .evaluation import evaluate
 from .files import file_lock, read_json, write_file, writing
-from .learner import PRECISIONS, refer_learner
+from .learner import OPTIMIZERS, PRECISIONS, param_groups, refer_learner
 from .losses import LOSSES
 from .models.build import ENCODERS, HEADS, LANGUAGES, ReferSegmenter, create_model, load_strictly
 from .models.lavt_ris import load_lavt_ris
@@ -56,10 +56,10 @@ from .visualize import show_strips
 
 # %% ../nbs/46_training.ipynb #ea4b7fd6
 RECIPES = {
-    'shapes': dict(size='nano', img_size=64, tokenizer='words', pretrained=False, epochs=14, bs=32, lr=3e-3,
-                   language_lr=.05, workers=0),
-    'paper': dict(size='base', img_size=480, tokenizer='bert-base-uncased', pretrained=True, epochs=40, bs=32, lr=5e-5,
-                  language_lr=1., workers=4)}
+    'shapes': dict(size='nano', img_size=64, tokenizer='words', pretrained=False, epochs=7, bs=32, optimizer='muon',
+                   lr=8e-3, language_lr=.05, workers=0),
+    'paper': dict(size='base', img_size=480, tokenizer='bert-base-uncased', pretrained=True, epochs=40, bs=32,
+                  optimizer='adamw', lr=5e-5, language_lr=1., workers=4)}
 COMMON = dict(n_images=2000, scene_size=64, data_seed=0, encoder='lavt', iterations=3, language='bert')  # of both
 
 # %% ../nbs/46_training.ipynb #62a9a54f
@@ -130,6 +130,7 @@ class Training:
     epochs:int=None            # each ref once per epoch
     validate:bool_arg=True     # score val after each epoch and keep the best model; false: keep the last one
     bs:int=None                # images of a step of the optimiser, over all processes
+    optimizer:str=None         # one of `OPTIMIZERS`
     lr:float=None              # learning rate at the start
     language_lr:float=None     # of the language encoder, as a share of lr
     wd:float=1e-2              # weight decay
@@ -215,7 +216,7 @@ def check_weights(t:Training):
 # %% ../nbs/46_training.ipynb #7d2250fd
 def check_choices(t:Training):
     "Raises a ValueError for a word that is not among the choices"
-    choices = dict(precision=PRECISIONS, loss=tuple(LOSSES), size=tuple(SIZES), encoder=tuple(ENCODERS),
+    choices = dict(precision=PRECISIONS, optimizer=tuple(OPTIMIZERS), loss=tuple(LOSSES), size=tuple(SIZES), encoder=tuple(ENCODERS),
                    head=tuple(HEADS), language=tuple(LANGUAGES), sentence=('raw', 'sent'))
     for name in idle_options(t): choices.pop(name, None)
     for name, allowed in choices.items():
@@ -443,7 +444,7 @@ def begun_options(
     except (ValueError, TypeError, LookupError, RecursionError) as error: reason = one_line(error) or 'it is cut short'
     else:
         if isinstance(options, dict) and {'dataset', 'epochs', 'bs', 'lr', 'seed'} <= options.keys():
-            return options | {'data': settings.get('data')}
+            return {'optimizer': 'adamw'} | options | {'data': settings.get('data')}  # before it could be chosen
         reason = 'it holds no options'
     told = f'{file} does not say how the run was begun ({reason})'
     raise ValueError(f'{told}: bring it back, or remove {out} to begin again')
@@ -585,9 +586,10 @@ def run_training(
     if t.auxiliary: cbs.append(AuxiliaryLoss(t.auxiliary))
     if not t.validate: cbs.append(WithoutValidation())
     learn = refer_learner(dls, model, t.lr, t.wd, LOSSES[t.loss](), path=t.out, cbs=cbs + named,
-                          precision=t.precision, parts=t.accumulate, checkpoint=t.checkpoint)
+                          precision=t.precision, parts=t.accumulate, checkpoint=t.checkpoint, optimizer=t.optimizer)
     if main: write_settings(t, refer)
-    distributed(learn).fit(t.epochs, [t.language_lr*t.lr, t.lr, t.lr], cbs=saving)
+    rates = [t.language_lr*t.lr] + [t.lr]*(len(param_groups(model, muon=t.optimizer == 'muon')) - 1)
+    distributed(learn).fit(t.epochs, rates, cbs=saving)
     launched().destroy_process_group()
     if main: finish_run(t, refer, dls, saving)
 
