@@ -176,8 +176,9 @@ def show_responses(
     responses = np.asarray(responses)
     spread = responses.std(0) if len(responses) > 1 else np.abs(responses[0] - responses[0].mean((1, 2), keepdims=True))
     if kernels is None: kernels = sorted(np.argsort(-spread.mean((1, 2)), kind='stable')[:most].tolist())
-    return show_maps(responses[:, kernels], list(map(as_typed, phrases)), [f'kernel {k + 1}' for k in kernels], pictures,
-                     'response', bool((responses < 0).any()), one_scale=True)
+    titles = [f'kernel {k + 1}' for k in kernels]
+    return show_maps(responses[:, kernels], list(map(as_typed, phrases)), titles, pictures, 'response',
+                     bool((responses < 0).any()), one_scale=True)
 
 # %% ../nbs/49_explain.ipynb #ba5f9f42
 def main_plane(

@@ -19,6 +19,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ RECIPES = {
                    language_lr=.05, workers=0),
     'paper': dict(size='base', img_size=480, tokenizer='bert-base-uncased', pretrained=True, epochs=40, bs=32, lr=5e-5,
                   language_lr=1., workers=4)}
-COMMON = dict(n_images=2000, scene_size=64, data_seed=0, encoder='lavt', iterations=3, language='bert')  # of both
+COMMON = dict(n_images=2000, scene_size=64, data_seed=0, encoder='lavt', language='bert')  # of both
 
 # %% ../nbs/46_training.ipynb #62a9a54f
 def iterates(
@@ -101,6 +102,7 @@ def recipe(
     datasets = t.dataset.split(',')
     values = COMMON | RECIPES['shapes' if datasets == ['shapes'] else 'paper']
     values |= dict(out=Path('runs')/'_'.join(datasets), split_by=','.join(map(usual_partition, datasets)))
+    if iterates(t.head): values['iterations'] = signature(HEADS[t.head]).parameters['iterations'].default
     if t.start: del values['img_size']  # it is the model's own, unless given
     for name in idle_options(t): values.pop(name, None)
     return values
@@ -120,7 +122,7 @@ class Training:
     encoder:str=None           # multi-modal encoder, one of `ENCODERS`; none: 'lavt'
     head:str='sadlr'           # one of `HEADS`
     size:str=None              # one of `SIZES`; none, here and below: as the recipe says
-    iterations:int=None        # of the SADLR head; none: 3
+    iterations:int=None        # of a head that iterates; none: the head's own, 3 for SADLR
     encoder_options:dict=None  # of its class; in a shell JSON: '{"depths": [2, 4, 2]}', '{"backbone": "resnet50"}'
     head_options:dict=None     # of its class; in a shell JSON: '{"update": "replace"}'
     img_size:int=None          # side of the square that images are resized to
