@@ -149,7 +149,7 @@ def checkpoint_blocks(
 
 # %% ../nbs/39_callbacks.ipynb #1c51fcef
 class ActivationCheckpointing(Callback):
-    "`checkpoint_blocks` for the time of a fit"
+    "Recompute the blocks for the time of a fit (`checkpoint_blocks`); it saves no file"
     def before_fit(self): checkpoint_blocks(self.model)
     def after_fit(self): checkpoint_blocks(self.model, on=False)
 

@@ -79,7 +79,7 @@ def idle_options(
         idle |= dict.fromkeys(('n_images', 'scene_size', 'data_seed'), f'{t.dataset} is read, not made')
     if t.start:
         own = ['encoder', 'size', 'encoder_options', 'language', 'pretrained']
-        if not t.start.endswith('.pth'): own += ['tokenizer', 'head_options']  # LAVT's checkpoints have neither
+        if not t.start.endswith('.pth'): own += ['tokenizer', 'head_options']  # LAVT's published weights have neither
         idle |= dict.fromkeys(own, f'{t.start} has its own')
     given = getattr(ENCODERS.get(t.encoder), 'sized_by', None)
     if t.encoder_options.get(given) and t.size not in (None, 'nano', 'base'):
@@ -139,10 +139,10 @@ class Training:
     auxiliary:float=0.         # weight of the loss on the maps of LTS and CGAN
     bert_layers:int=None       # layers of BERT that are trained, LAVT's are 10; none: BERT as a whole
     bert_dropout:float=None    # LAVT's is 0; none: BERT's own, 0.1
-    start:str=None             # saved model's folder or LAVT's checkpoint (.pth); IMG_SIZE is its own if none is given
+    start:str=None             # saved model's folder or LAVT's weights (.pth); IMG_SIZE is its own if none is given
     precision:str='fp32'       # 'fp32', 'bf16' or 'fp16'
     accumulate:int=1           # parts that a batch is computed in
-    checkpoint:bool=False      # compute activations again instead of keeping them
+    checkpoint:bool=False      # recompute activations in the backward pass instead of keeping them; it saves no file
     cbs:str=None               # callbacks by import path: 'fastai.callback.tensorboard.TensorBoardCallback,a.b.C(x=1)'
     workers:int=None           # loader processes
     save_every:int=500         # steps between saves of the run's state; each end of an epoch is saved besides
@@ -328,8 +328,8 @@ def new_model(
 # %% ../nbs/46_training.ipynb #0a76e2eb
 def trained_model(
     t:Training,         # with `start`
-    tokenizer,          # for LAVT's checkpoint
-    head_options:dict,  # for LAVT's checkpoint
+    tokenizer,          # for LAVT's published weights
+    head_options:dict,  # for LAVT's published weights
 ) -> ReferSegmenter:
     "The model that a training starts from, at the image size of the training"
     if t.start.endswith('.pth'): model = load_lavt_ris(t.start, t.head, head_options, tokenizer)
@@ -364,7 +364,7 @@ def start_model(
     if iterates(t.head): model.head.iterations = t.iterations
     check_idle(decided(t, model), 'bert_layers', 'bert_dropout')
     if t.checkpoint and not recomputed_blocks(model):
-        raise ValueError('checkpoint: leave it out, this model has no block that can be computed again')
+        raise ValueError('checkpoint: leave it out, this model has no block that can be recomputed')
     if t.bert_dropout is not None: model.language.set_dropout(t.bert_dropout)
     if t.bert_layers is not None: model.language.train_layers(t.bert_layers)
     return model
