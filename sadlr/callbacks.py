@@ -24,7 +24,7 @@ from fastai.torch_core import find_bs, get_model, num_distrib
 from fastcore.basics import noop, patch
 from fastcore.imports import IN_NOTEBOOK
 from fastprogress.fastprogress import MasterBar, ProgressBar, format_time
-from torch import nn
+from torch import Tensor, nn
 from torch.amp import GradScaler, autocast
 from torch.utils.checkpoint import checkpoint
 
@@ -115,7 +115,9 @@ class OnlyFinite(Callback):
             self.opt.zero_grad() # or a fit with a lower rate would begin with these gradients
             stop_training(self.learn, what)
 
-    def fault(self, loss):
+    def fault(self,
+        loss:Tensor, # () of the batch
+    ) -> str:
         "What is not finite before a step; empty if all is finite"
         if not loss.isfinite(): return f'the loss is {loss.item()}'
         scaler = getattr(self.learn, 'scaler', None)
@@ -147,7 +149,7 @@ def checkpoint_blocks(
 
 # %% ../nbs/39_callbacks.ipynb #1c51fcef
 class ActivationCheckpointing(Callback):
-    "`checkpoint_blocks` for the time of a fit"
+    "Recompute the blocks for the time of a fit (`checkpoint_blocks`); it saves no file"
     def before_fit(self): checkpoint_blocks(self.model)
     def after_fit(self): checkpoint_blocks(self.model, on=False)
 

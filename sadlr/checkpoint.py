@@ -113,7 +113,7 @@ def learner_state(
 
 # %% ../nbs/43_checkpoint.ipynb #fb5e21c0
 def check_moments(
-    parameters:list[torch.Tensor], # of the optimiser, in order
+    parameters:list[torch.Tensor], # of the optimiser, in order, of any shapes
     opt:dict,                      # what is to be loaded into it
 ):
     "Raises a ValueError where the moments in `opt` are not those of the parameters"

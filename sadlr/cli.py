@@ -249,7 +249,7 @@ def published_table(
 
 # %% ../nbs/51_cli.ipynb #93ba8d1c
 def load_model(
-    name:str, # folder of `save_pretrained`, hub name, or a published LAVT checkpoint (.pth)
+    name:str, # folder of `save_pretrained`, hub name, or LAVT's published weights (.pth)
 ) -> ReferSegmenter:
     "A trained model, on the device that there is"
     load = load_lavt_ris if str(name).endswith('.pth') else ReferSegmenter.from_pretrained
@@ -266,7 +266,7 @@ def check_no_model(
 # %% ../nbs/51_cli.ipynb #474daeeb
 @command
 def sadlr_evaluate(
-    model:str=None,         # saved model's folder, hub name or LAVT's checkpoint (.pth); none: runs/DATASET/model
+    model:str=None,         # saved model's folder, hub name or LAVT's weights (.pth); none: runs/DATASET/model
     root:Path='data',       # folder of the data sets
     dataset:str='shapes',   # a folder of ROOT
     split_by:str=None,      # partition; none: the usual one
@@ -307,7 +307,7 @@ def sadlr_evaluate(
 def sadlr_predict(
     image:Path,                    # a photo
     phrase:str,                    # what to find in it
-    model:str='runs/shapes/model', # saved model's folder, hub name, or a published LAVT checkpoint (.pth)
+    model:str='runs/shapes/model', # saved model's folder, hub name, or LAVT's published weights (.pth)
     out:Path='overlay.png',        # picture to write: the photo with the mask over it
 ):
     "Find what a phrase names in a photo and write the photo with the mask over it"

@@ -169,15 +169,16 @@ def show_responses(
     pictures:list,     # (H, W, 3) of each phrase, for example with its mask
     phrases:list[str], # one or more
     responses,         # (phrases, K, h, w), responses of the K kernels that each phrase made
-    kernels:list=None, # which to draw; `None`: the `most` that differ most between the phrases
+    kernels:list=None, # which to draw, indices from 0; `None`: the `most` that differ most between the phrases
     most:int=6,
 ) -> Figure:
-    "The responses of the same kernels to several phrases, on one scale"
+    "The responses of the same kernels to several phrases, on one scale; the titles count kernels from 1"
     responses = np.asarray(responses)
     spread = responses.std(0) if len(responses) > 1 else np.abs(responses[0] - responses[0].mean((1, 2), keepdims=True))
     if kernels is None: kernels = sorted(np.argsort(-spread.mean((1, 2)), kind='stable')[:most].tolist())
-    return show_maps(responses[:, kernels], list(map(as_typed, phrases)), [f'kernel {k}' for k in kernels], pictures,
-                     'response', bool((responses < 0).any()), one_scale=True)
+    titles = [f'kernel {k + 1}' for k in kernels]
+    return show_maps(responses[:, kernels], list(map(as_typed, phrases)), titles, pictures, 'response',
+                     bool((responses < 0).any()), one_scale=True)
 
 # %% ../nbs/49_explain.ipynb #ba5f9f42
 def main_plane(

@@ -115,7 +115,7 @@ def refer_learner(
     cbs=None,                # callbacks of fastai or of your own, besides those of the options here
     precision:str='fp32',    # 'fp32', 'bf16' or 'fp16'
     parts:int=1,             # batches of `dls` that make one step
-    checkpoint:bool=False,   # compute activations again instead of keeping them
+    checkpoint:bool=False,   # recompute activations in the backward pass instead of keeping them; it saves no file
     optimizer:str='adamw',   # one of `OPTIMIZERS`: 'adamw', or 'muon' for a model that begins from nothing
     **kwargs,                # of fastai's `Learner`
 ) -> Learner:

@@ -57,6 +57,7 @@ class IterativeLoss(nn.Module):
         scores:Tensor, # (B, n, 2, h, w) raw score maps
         truth:Tensor,  # (B, H, W) 0 or 1
     ) -> Tensor:       # () weighted loss, or (B) where nothing is reduced
+        "The weighted sum of equation 3"
         if self.reduction == 'none':
             losses = torch.stack([self.per_iteration(*one) for one in zip(scores[:, None], truth[:, None])])
         else: losses = self.per_iteration(scores, truth)
@@ -64,12 +65,14 @@ class IterativeLoss(nn.Module):
 
     def activation(self,
         scores:Tensor, # (B, n, 2, h, w) raw score maps
-    ) -> Tensor:       # same shape: probabilities of background and object
+    ) -> Tensor:       # (B, n, 2, h, w) probabilities of background and object
+        "Scores as probabilities; fastai calls it in `get_preds`"
         return scores.softmax(2)
 
     def decodes(self,
         probability:Tensor, # (B, n, 2, h, w) from `activation`
     ) -> TensorMask:        # (B, 4h, 4w) mask of the last iteration
+        "Probabilities as masks at stride 1; fastai calls it in `show_results` and `predict`"
         logits = object_logits(probability[:, -1:].clamp(min=1e-30).log(), [4*s for s in probability.shape[-2:]])
         return TensorMask((logits[:, 0] > 0).long())
 
@@ -87,6 +90,7 @@ class IterativeDiceLoss(IterativeLoss):
         logits:Tensor, # (B, n, H, W) log-odds of the object
         truth:Tensor,  # (B, 1, H, W) 0 or 1
     ) -> Tensor:       # (n) mean over images and the two classes
+        "The Dice of each iteration, of both classes"
         obj = logits.sigmoid()
         both = dice_loss(obj, truth, self.smooth) + dice_loss(1 - obj, 1 - truth, self.smooth)
         return both.mean(0)/2
@@ -105,6 +109,7 @@ class IterativeCrossEntropy(IterativeLoss):
         logits:Tensor, # (B, n, H, W) log-odds of the object
         truth:Tensor,  # (B, 1, H, W) 0 or 1
     ) -> Tensor:       # (n) weighted mean over all pixels of the batch
+        "The weighted cross-entropy of each iteration"
         background, obj = self.weights
         weight = background + (obj - background)*truth
         entropy = F.binary_cross_entropy_with_logits(logits, truth.expand_as(logits), reduction='none')

@@ -102,6 +102,7 @@ class IoURecord:
         masks:Tensor, # (B, n, H, W) bool, of every iteration
         truth:Tensor, # (B, H, W) bool
     ):
+        "Count a batch of masks"
         counts = torch.stack(intersection_union(masks, truth[:, None]), -1)
         self.pairs.append(counts.as_subclass(Tensor).cpu().numpy())
 
@@ -109,16 +110,19 @@ class IoURecord:
         scores:Tensor, # (B, n, 2, h, w) raw score maps
         truth:Tensor,  # (B, H, W) 0 or 1
     ):
+        "Count the masks of score maps, once however many metrics ask"
         if scores is self.seen: return
         self.seen = scores
         self.add_masks(object_logits(scores.detach(), truth.shape[-2:]) > 0, truth.bool())
 
     def counts(self) -> np.ndarray: # (m, n, 2) int64: I and U of each pair at each iteration
+        "All that was counted, one row per pair"
         return np.concatenate(self.pairs)
 
     def summary(self,
         protocol:str='lavt', # a name in `PROTOCOLS`
     ) -> list[dict[str, float]]: # one `summarise` per iteration
+        "The scores of each iteration; none before the first batch"
         if not self.pairs: return []
         return [summarise(*counts, protocol) for counts in self.counts().transpose(1, 2, 0)]
 

@@ -116,11 +116,12 @@ MAX_SQUARE = 4096 # of a network's square, in pixels
 def network_side(
     prediction:Prediction,
 ) -> int: # S
-    "The side of the square masks in a file for the protocol `lavt`"
+    "The side of the square masks in a file for a protocol at the network's size, such as `lavt`"
     height, width = prediction.segmentation['size']
     if height == width and 0 < height <= MAX_SQUARE: return height
-    raise ValueError(f"'lavt' compares masks on the network's square, of at most {MAX_SQUARE} pixels, but for sentence "
-                     f"{prediction.sent_id} it is {height} x {width}: 'cris' and 'lisa' take masks at the image's size")
+    raise ValueError(f"this protocol compares masks on the network's square, of at most {MAX_SQUARE} pixels, but for "
+                     f"sentence {prediction.sent_id} it is {height} x {width}: "
+                     "'cris' and 'lisa' take masks at the image's size")
 
 def intersection_union_rle(
     prediction:Prediction, # not yet looked at

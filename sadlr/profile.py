@@ -367,7 +367,7 @@ def kept_bytes(
 def training_memory(
     bs:int=32,             # images in a forward pass
     precision:str='fp32',  # 'fp32', 'bf16' or 'fp16'
-    checkpoint:bool=False, # with `checkpoint_blocks`?
+    checkpoint:bool=False, # recompute the blocks, with `checkpoint_blocks`?
     img_size:int=480,      # side of the images
     device:str='cuda',     # whose rules of autocast are used; it need not be there
     **options,             # of `create_model`

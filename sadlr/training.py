@@ -19,6 +19,7 @@ from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, fields, replace
 from importlib import import_module
 from importlib.metadata import version
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +61,7 @@ RECIPES = {
                    lr=8e-3, language_lr=.05, workers=0),
     'paper': dict(size='base', img_size=480, tokenizer='bert-base-uncased', pretrained=True, epochs=40, bs=32,
                   optimizer='adamw', lr=5e-5, language_lr=1., workers=4)}
-COMMON = dict(n_images=2000, scene_size=64, data_seed=0, encoder='lavt', iterations=3, language='bert')  # of both
+COMMON = dict(n_images=2000, scene_size=64, data_seed=0, encoder='lavt', language='bert')  # of both
 
 # %% ../nbs/46_training.ipynb #62a9a54f
 def iterates(
@@ -78,7 +79,7 @@ def idle_options(
         idle |= dict.fromkeys(('n_images', 'scene_size', 'data_seed'), f'{t.dataset} is read, not made')
     if t.start:
         own = ['encoder', 'size', 'encoder_options', 'language', 'pretrained']
-        if not t.start.endswith('.pth'): own += ['tokenizer', 'head_options']  # LAVT's checkpoints have neither
+        if not t.start.endswith('.pth'): own += ['tokenizer', 'head_options']  # LAVT's published weights have neither
         idle |= dict.fromkeys(own, f'{t.start} has its own')
     given = getattr(ENCODERS.get(t.encoder), 'sized_by', None)
     if t.encoder_options.get(given) and t.size not in (None, 'nano', 'base'):
@@ -101,6 +102,7 @@ def recipe(
     datasets = t.dataset.split(',')
     values = COMMON | RECIPES['shapes' if datasets == ['shapes'] else 'paper']
     values |= dict(out=Path('runs')/'_'.join(datasets), split_by=','.join(map(usual_partition, datasets)))
+    if iterates(t.head): values['iterations'] = signature(HEADS[t.head]).parameters['iterations'].default
     if t.start: del values['img_size']  # it is the model's own, unless given
     for name in idle_options(t): values.pop(name, None)
     return values
@@ -120,7 +122,7 @@ class Training:
     encoder:str=None           # multi-modal encoder, one of `ENCODERS`; none: 'lavt'
     head:str='sadlr'           # one of `HEADS`
     size:str=None              # one of `SIZES`; none, here and below: as the recipe says
-    iterations:int=None        # of the SADLR head; none: 3
+    iterations:int=None        # of a head that iterates; none: the head's own, 3 for SADLR
     encoder_options:dict=None  # of its class; in a shell JSON: '{"depths": [2, 4, 2]}', '{"backbone": "resnet50"}'
     head_options:dict=None     # of its class; in a shell JSON: '{"update": "replace"}'
     img_size:int=None          # side of the square that images are resized to
@@ -138,10 +140,10 @@ class Training:
     auxiliary:float=0.         # weight of the loss on the maps of LTS and CGAN
     bert_layers:int=None       # layers of BERT that are trained, LAVT's are 10; none: BERT as a whole
     bert_dropout:float=None    # LAVT's is 0; none: BERT's own, 0.1
-    start:str=None             # saved model's folder or LAVT's checkpoint (.pth); IMG_SIZE is its own if none is given
+    start:str=None             # saved model's folder or LAVT's weights (.pth); IMG_SIZE is its own if none is given
     precision:str='fp32'       # 'fp32', 'bf16' or 'fp16'
     accumulate:int=1           # parts that a batch is computed in
-    checkpoint:bool=False      # compute activations again instead of keeping them
+    checkpoint:bool=False      # recompute activations in the backward pass instead of keeping them; it saves no file
     cbs:str=None               # callbacks by import path: 'fastai.callback.tensorboard.TensorBoardCallback,a.b.C(x=1)'
     workers:int=None           # loader processes
     save_every:int=500         # steps between saves of the run's state; each end of an epoch is saved besides
@@ -327,8 +329,8 @@ def new_model(
 # %% ../nbs/46_training.ipynb #0a76e2eb
 def trained_model(
     t:Training,         # with `start`
-    tokenizer,          # for LAVT's checkpoint
-    head_options:dict,  # for LAVT's checkpoint
+    tokenizer,          # for LAVT's published weights
+    head_options:dict,  # for LAVT's published weights
 ) -> ReferSegmenter:
     "The model that a training starts from, at the image size of the training"
     if t.start.endswith('.pth'): model = load_lavt_ris(t.start, t.head, head_options, tokenizer)
@@ -363,7 +365,7 @@ def start_model(
     if iterates(t.head): model.head.iterations = t.iterations
     check_idle(decided(t, model), 'bert_layers', 'bert_dropout')
     if t.checkpoint and not recomputed_blocks(model):
-        raise ValueError('checkpoint: leave it out, this model has no block that can be computed again')
+        raise ValueError('checkpoint: leave it out, this model has no block that can be recomputed')
     if t.bert_dropout is not None: model.language.set_dropout(t.bert_dropout)
     if t.bert_layers is not None: model.language.train_layers(t.bert_layers)
     return model

@@ -5,7 +5,8 @@ from inspect import signature
 import pytest, torch
 from sadlr import cli, training
 from sadlr.data import shapes
-from sadlr.models.build import ENCODERS, create_model
+from sadlr.models.build import ENCODERS, HEADS, create_model
+from sadlr.models.sadlr import SADLRHead
 from sadlr.preprocess import word_tokenizer
 from sadlr.training import LIMITS, Training, check_idle, check_parts, check_resumed, decided, open_data, start_model
 
@@ -104,6 +105,15 @@ def test_settings_hold_what_acts(home):
     assert Training(start='somewhere', tokenizer='words').tokenizer == 'words'
     s = Training()
     assert (s.n_images, s.data_seed, s.encoder, s.iterations, s.language) == (2000, 0, 'lavt', 3, 'bert')
+
+def test_own_head_keeps_its_number_of_iterations(monkeypatch, home):
+    class Patient(SADLRHead):
+        def __init__(self, channels, word_dim, iterations=5): super().__init__(channels, word_dim, iterations)
+    monkeypatch.setitem(HEADS, 'patient', Patient)
+    of = dict(root=home/'data', n_images=20, img_size=32, head='patient')
+    for given, n in (None, 5), (2, 2):
+        s = Training(**of, iterations=given)
+        assert (s.iterations, start_model(s, open_data(s)).head.iterations) == (n, n)
 
 def test_started_run_records_the_models_parts(home):
     s = Training(root=home/'data', n_images=20, start=str(home/'sadlr'))

@@ -36,7 +36,11 @@ def prose(stem): return '\n'.join(c.source for c in cells(stem) if c.cell_type =
 
 def test_map_is_complete():
     listed = re.findall(r'^\| \[(\S+)\]', prose('index'), re.M)
-    assert listed == sorted(path.stem for path in (repo/'nbs').glob('[0-9]*.ipynb'))
+    there = sorted(path.stem for path in (repo/'nbs').glob('[0-9]*.ipynb'))
+    todo = [f'add the row "| [{name}]({name}.ipynb) | ABOUT | MINUTES |"' for name in there if name not in listed]
+    todo += [f'take out the row of {name}' for name in listed if name not in there]
+    assert listed == there, (f'in the table "Map" of nbs/index.ipynb {", ".join(todo) or "sort the rows by number"}; '
+                             'then run .ci/refresh nbs/index.ipynb')
 
 @pytest.mark.parametrize('page', ['index', '00_course'])
 def test_minutes_of_reading(page):

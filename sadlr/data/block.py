@@ -139,7 +139,7 @@ class Tokenize(Transform):
         token_ids = tokenize(phrase, self.tokenizer)[0][0] if row is None else self.table[row]
         return token_ids.as_subclass(TensorPhrase)
 
-    def decodes(self, token_ids:TensorPhrase):
+    def decodes(self, token_ids:TensorPhrase): # (N,)
         return TitledStr(self.tokenizer.decode(token_ids, skip_special_tokens=True))
 
     def __getstate__(self): return self.__dict__ | {'known': {}, 'table': None}
@@ -151,12 +151,12 @@ class Normalise(Transform):
         super().__init__()
         self.mean, self.std = (255*torch.tensor(x).view(3, 1, 1) for x in preprocessing[:2])
 
-    def encodes(self, image:TensorImage):
+    def encodes(self, image:TensorImage): # (..., S, S, 3) bytes
         mean, std = self.mean.to(image.device), self.std.to(image.device)
         return image.movedim(-1, -3).to(torch.float, memory_format=torch.contiguous_format).mul_(1/std).sub_(mean/std)
-    def encodes(self, mask:TensorReferMask): return mask.long()
+    def encodes(self, mask:TensorReferMask): return mask.long() # (..., S, S)
 
-    def decodes(self, image:TensorImage):
+    def decodes(self, image:TensorImage): # (..., 3, S, S)
         image = image*self.std.to(image.device) + self.mean.to(image.device)
         return image.round().clamp(0, 255).byte().movedim(-3, -1)
 

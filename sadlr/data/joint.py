@@ -109,7 +109,7 @@ class Joint:
     @property
     def name(self): return ' + '.join(r.name for r in self.refers)
     def rle(self, ref:JointRef) -> dict: return self.refers[ref.source].rle(ref)
-    def mask(self, ref:JointRef) -> np.ndarray: return self.refers[ref.source].mask(ref)
+    def mask(self, ref:JointRef) -> np.ndarray: return self.refers[ref.source].mask(ref) # (H, W) bool
     def image_path(self, ref:JointRef) -> Path: return self.refers[ref.source].image_path(ref)
 
 # %% ../../nbs/13_data.joint.ipynb #95f957c9

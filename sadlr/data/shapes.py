@@ -111,7 +111,7 @@ def put_on(
     layer:Layer,        # the new object
     least:list[float],  # pixels of each object that must stay visible, the new one's at the end
     rivals:set[int]     # objects that the new one may not touch
-) -> np.ndarray|None:   # `owner` with the new object
+) -> np.ndarray|None:   # (S, S) `owner` with the new object
     "Puts an object on top of the others; None where that is not allowed"
     rows, cols, alpha = layer
     below = owner[rows, cols]

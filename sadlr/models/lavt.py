@@ -53,7 +53,11 @@ class PWAM(nn.Module):
         self.lang_project = nn.Linear(dim, dim)
         self.project = nn.Linear(dim, dim)
 
-    def attend(self, x, words, token_mask):
+    def attend(self,
+        x:Tensor,          # (B, P, C) pixels of the stage
+        words:Tensor,      # (B, N, D)
+        token_mask:Tensor, # (B, N) 1 = word
+    ) -> tuple:            # (B, P, C) mixture, (B, num_heads, P, N) attention
         "The mixture of words for each pixel, and the attention that mixed it"
         m = token_mask[..., None].to(words.dtype)
         return pixel_word_attention(instance_norm(self.query(x)), self.key(words)*m, self.value(words)*m,

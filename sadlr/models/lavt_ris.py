@@ -68,8 +68,8 @@ def convert_state_dict(
 
 # %% ../../nbs/30_models.lavt_ris.ipynb #dfd98db0
 def count_modules(
-    state:Mapping[str, Tensor],
-    beginning:str, # of names, up to the number
+    state:Mapping[str, Tensor], # published names
+    beginning:str,              # of names, up to the number
 ) -> int:
     "The number of different numbers that follow `beginning`"
     return len({name.removeprefix(beginning).split('.')[0] for name in state if name.startswith(beginning)})

@@ -44,6 +44,7 @@ class DynamicConv(nn.Module):
         features:Tensor, # (B, P, C)
         query:Tensor,    # (B, query_dim)
     ) -> Tensor:         # (B, P, C') not negative
+        "Features filtered by the kernels that the query makes (section 3.3)"
         kernel = self.to_kernel(query).unflatten(1, (self.in_channels, self.out_channels))
         return self.norm(dynamic_conv(features, kernel)).relu_() # in place: no second buffer as large as Y
 
@@ -67,6 +68,7 @@ class DynamicConvStack(nn.Sequential):
         features:Tensor, # (B, P, C)
         query:Tensor,    # (B, C)
     ) -> Tensor:         # (B, P, kernels[-1])
+        "All layers in a row, each with the same query (Figure 4)"
         for layer in self: features = layer(features, query)
         return features
 
@@ -85,6 +87,7 @@ class SentenceQuery(nn.Module):
         words:Tensor,      # (B, N, D)
         token_mask:Tensor, # (B, N) true for words, false for padding
     ) -> Tensor:           # (B, C)
+        "S, the sentence vector (section 3.1)"
         return self.project(masked_mean(words, token_mask))
 
 # %% ../../nbs/26_models.sadlr.ipynb #aaaa3bc8
@@ -148,6 +151,7 @@ class SADLRHead(nn.Module):
         words:Tensor,      # (B, N, D)
         token_mask:Tensor, # (B, N) true for words
     ) -> Tensor:           # (B, n, 2, h, w) raw score maps of every iteration
+        "Score maps of background and object, iteration by iteration (section 3.4)"
         scores = torch.stack([step.scores for step in self.steps(features, words, token_mask)], 1)
         return scores.transpose(2, 3).unflatten(3, features.shape[2:])
 
@@ -182,7 +186,8 @@ class ClassifierHead(nn.Module):
 
     def forward(self,
         features:Tensor,             # (B, C, h, w) Y
-        words:Tensor|None=None,      # unused
-        token_mask:Tensor|None=None, # unused
+        words:Tensor|None=None,      # (B, N, D) unused
+        token_mask:Tensor|None=None, # (B, N) unused
     ) -> Tensor:                     # (B, 1, 2, h, w) raw score maps
+        "Score maps of background and object, as of a single iteration"
         return self.classifier(features)[:, None]

@@ -43,7 +43,7 @@ def evaluating(
         for part, mode in modes.items(): part.training = mode
 
 def check_scores(
-    scores:Tensor, # of a head
+    scores:Tensor, # (B, n, 2, h, w) of a head
 ):
     "Raises a ValueError where a score is no finite number: what is not a number is never positive, and no mask is seen"
     if not scores.isfinite().all():

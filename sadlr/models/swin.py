@@ -73,6 +73,7 @@ class SwinStage(nn.Module):
     def forward(self,
         x:Tensor, # (B, h, w, C), with half the channels where patches are merged first
     ) -> Tensor:  # (B, h, w, dim); after merging half the height and width, rounded up
+        "The map after all blocks of the stage"
         return self.blocks(self.downsample(x))
 
 # %% ../../nbs/21_models.swin.ipynb #03661616

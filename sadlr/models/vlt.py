@@ -59,7 +59,7 @@ class VLTFusion(nn.Module):
 # %% ../../nbs/23_models.vlt.ipynb #f0f8ad38
 def add_positions(
     x:Tensor, # (B, P, d) a sequence, d even
-) -> Tensor:  # x plus, in each row, sine and cosine of its place at d/2 rates
+) -> Tensor:  # (B, P, d) x plus, in each row, sine and cosine of its place at d/2 rates
     "Add to each row of a sequence a vector for its place"
     length, dim = x.shape[1:]
     rate = 10_000**(-torch.arange(0, dim, 2, device=x.device)/dim)
