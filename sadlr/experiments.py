@@ -116,7 +116,7 @@ def add_run(
             replace_file(new, path)
 
 # %% ../nbs/47_experiments.ipynb #e7fcb3a9
-NAMED = 'size', 'img_size', 'n_images', 'split_by', 'data_seed', 'epochs', 'bs', 'optimizer', 'lr', 'language_lr' # always
+NAMED = 'size', 'img_size', 'n_images', 'split_by', 'data_seed', 'epochs', 'bs', 'optimizer', 'lr', 'language_lr'
 OF_A_RUN = 'encoder', 'head', 'iterations', 'head_options', 'scene_size', 'seed'
 
 def recorded(
@@ -191,7 +191,8 @@ def write_counts(
     samples:Sequence[Sample], # the same sentences
 ):
     "Write intersection and union of each sentence at each iteration, (m, n, 2), its scene, (m), and the iterations, ()"
-    file, number = counts_file(path, name, seed), {image: i for i, image in enumerate(dict.fromkeys(s.image for s in samples))}
+    file = counts_file(path, name, seed)
+    number = {image: i for i, image in enumerate(dict.fromkeys(s.image for s in samples))}
     scenes = [number[s.image] for s in samples]
     file.parent.mkdir(parents=True, exist_ok=True)
     with writing(new := file.with_suffix('.new')):
@@ -209,7 +210,8 @@ def run_system(
     with redirect_stdout(io.StringIO()): run = train(t)
     with own_folder(run):
         model, refer = ReferSegmenter.from_pretrained(run/'model').to(default_device()), open_data(t)
-        n, steps, samples = model.head.iterations, len(refer.refs('train'))//t.bs, refer_samples(refer, 'test', t.sentence)
+        n, steps = model.head.iterations, len(refer.refs('train'))//t.bs
+        samples = refer_samples(refer, 'test', t.sentence)
         rows = curve(run, n, steps, refer.counts()['val']['sentences'])
         best = int(read_scores(run/'model')['epoch']) + 1
         record = count_pixels(model, samples)
@@ -408,9 +410,10 @@ def compare(
 ) -> pd.DataFrame:           # a row per claim; differences in points of oIoU on the test scenes
     "Differences between systems with intervals for seeds and scenes, and the verdict after Holm's correction"
     results, rows = read_results(path := Path(path)), {}
+    results = results[results.split == 'test']
     for claim, labels in claims.items():
         names = [system_name(systems[label]) for label in labels]
-        seeds = set.intersection(*({*results[(results.system == name) & (results.split == 'test')].seed} for name in names))
+        seeds = set.intersection(*({*results[results.system == name].seed} for name in names))
         if not seeds: raise ValueError(f'{path} has no seed of both {labels[0]!r} and {labels[1]!r}: sadlr_experiment')
         rows[claim] = effect(*(scene_counts(path, name, sorted(seeds)) for name in names))
     return judge(rows)

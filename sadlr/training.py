@@ -218,8 +218,8 @@ def check_weights(t:Training):
 # %% ../nbs/46_training.ipynb #7d2250fd
 def check_choices(t:Training):
     "Raises a ValueError for a word that is not among the choices"
-    choices = dict(precision=PRECISIONS, optimizer=tuple(OPTIMIZERS), loss=tuple(LOSSES), size=tuple(SIZES), encoder=tuple(ENCODERS),
-                   head=tuple(HEADS), language=tuple(LANGUAGES), sentence=('raw', 'sent'))
+    choices = dict(precision=PRECISIONS, optimizer=tuple(OPTIMIZERS), loss=tuple(LOSSES), size=tuple(SIZES),
+                   encoder=tuple(ENCODERS), head=tuple(HEADS), language=tuple(LANGUAGES), sentence=('raw', 'sent'))
     for name in idle_options(t): choices.pop(name, None)
     for name, allowed in choices.items():
         if (value := getattr(t, name)) not in allowed: raise ValueError(f'{name}={value!r}: choose one of {allowed}')
