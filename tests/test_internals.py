@@ -13,6 +13,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.overrides import TorchFunctionMode
 from sadlr.models.build import create_model
 from sadlr.models.swin import SwinBlock
+from sadlr.muon import Muon
 from sadlr.profile import inference_memory, training_memory
 
 def export(encoder, *inputs): torch.export.export(encoder, inputs)
@@ -136,3 +137,21 @@ def test_fastai_locks_the_learner_for_a_validation_alone():
 def test_fastai_has_the_methods_that_callbacks_step_into():
     assert {mode.value for mode in AMPMode} == {'fp16', 'bf16'} and MixedPrecision.order < 100
     assert callable(ParamScheduler._update_val) and callable(DistributedTrainer._wrap_dl)
+
+def test_muon_beside_torchs_adamw():
+    "It rests on AdamW's: a parameter without a gradient is left alone, and a state that is loaded has a step"
+    weights = [[torch.nn.Parameter(torch.ones(4, 6)), torch.nn.Parameter(torch.ones(4))] for _ in range(3)]
+    def muon(pair): return Muon([dict(params=pair[1:]), dict(params=pair[:1], muon=True)], lr=.1)
+    def step(pair, optimizer, seed):
+        for p in pair: p.grad = torch.randn(p.shape, generator=torch.Generator().manual_seed(seed))
+        optimizer.step()
+    first, plain = muon(weights[0]), torch.optim.AdamW(weights[2][1:], lr=.1)
+    step(weights[0], first, 0)
+    step(weights[2], plain, 0)
+    second = muon(weights[1])
+    second.load_state_dict(deepcopy(first.state_dict()))
+    for mine, yours in zip(weights[1], weights[0]): mine.data.copy_(yours.data)
+    for pair, optimizer in zip(weights, (first, second, plain)): step(pair, optimizer, 1)
+    for mine, yours in zip(*weights[:2]): assert torch.equal(mine, yours)
+    assert torch.equal(weights[0][1], weights[2][1])
+    assert not torch.equal(weights[0][0], torch.ones(4, 6)) and first.state[weights[0][0]]['step'] == 2
