@@ -339,7 +339,8 @@ def sadlr_data(
 # %% ../nbs/51_cli.ipynb #af3ec3bc
 @command
 def sadlr_experiment(
-    table:str,                 # 'systems' (Table 3), 'iterations', 'structure', 'update' (Table 4), 'beyond', or 'all'
+    table:str,                 # 'systems' (Table 3), 'iterations', 'structure', 'update' (Table 4), 'beyond',
+                               # 'controls', or 'all'
     results:Path='runs/experiments/relations.csv', # a run that this file holds is not done again
     out:Path=None,             # folder of the trained models; none: runs/experiments/NAME-OF-RESULTS
     root:Path=RECIPE.root,     # folder of the scenes

@@ -29,7 +29,8 @@ from .checkpoint import read_scores
 from .data.block import Sample, refer_samples
 from .evaluation import predict_masks
 from .files import file_lock, read_json, replace_file, write_file, writing
-from .models.build import ReferSegmenter
+from .models.build import HEADS, ReferSegmenter
+from .models.controls import CONTROLS
 from .metrics import IoURecord
 from .published import read_published
 from .training import FREE_OPTIONS, Training, check_training, one_line, open_data, own_folder, train
@@ -38,10 +39,12 @@ from .training import FREE_OPTIONS, Training, check_training, one_line, open_dat
 def tables(
     channels:int=64, # C, of Y
 ) -> dict[str, dict[str, dict]]: # table -> label -> options of `Training`
-    "The systems of Table 3, of Table 4 (a), (b) and (c), and of the questions beyond them"
-    def system(encoder, head, iterations=None, **options):
-        return dict(encoder=encoder, head=head, iterations=iterations, head_options=options)
+    "The systems of Table 3, of Table 4 (a), (b) and (c), of the questions beyond them, and their controls"
+    def system(encoder, head, iterations=None, last=None, **options):
+        loss = {'last': last} if last else {}
+        return dict(encoder=encoder, head=head, iterations=iterations, head_options=options, loss_options=loss)
     def sadlr(**options): return system('lavt', 'sadlr', **options)
+    def control(head): return system('lavt', head)
     quarter, half = channels//4, channels//2
     return {
         'systems': {encoder.upper() + label: system(encoder, head)
@@ -54,15 +57,22 @@ def tables(
                       '[128, 512]': sadlr(), '[128, 512]× 2': sadlr(repeats=2)},
         'update': {'sum': sadlr(), 'replace': sadlr(update='replace')},
         'beyond': {'binary mask, sum': sadlr(), 'soft mask': sadlr(pooling='soft'),
-                   'phrase added again': sadlr(update='language')}}
+                   'phrase added again': sadlr(update='language')},
+        'controls': {'SADLR': sadlr(), 'static, the sentence by FiLM': control('film'),
+                     'no object': sadlr(update='none'), 'last weight 1/3': sadlr(last=1/3),
+                     'last weight .5': sadlr(last=.5), 'last weight .9': sadlr(last=.9),
+                     'own parameters per iteration': control('unshared'), 'kernels 3 x 3': control('neighbours')}}
 
 # %% ../nbs/47_experiments.ipynb #8a9e0c4d
 def system_name(
     options:dict, # of a system
 ) -> str:         # names the system in the results, and its folder
     "E.g. 'lavt-sadlr-kernels=8,32'"
-    def show(value): return ','.join(map(str, value)) if isinstance(value, tuple) else value
-    given = options['head_options'] | ({'iterations': n} if (n := options['iterations']) else {})
+    def show(value):
+        if isinstance(value, float): return f'{value:.2g}'
+        return ','.join(map(str, value)) if isinstance(value, tuple) else value
+    given = options['head_options'] | options['loss_options']
+    if options['iterations']: given['iterations'] = options['iterations']
     return '-'.join([options['encoder'], options['head'], *(f'{k}={show(v)}' for k, v in sorted(given.items()))])
 
 # %% ../nbs/47_experiments.ipynb #dcfec8ea
@@ -117,7 +127,7 @@ def add_run(
 
 # %% ../nbs/47_experiments.ipynb #e7fcb3a9
 NAMED = 'size', 'img_size', 'n_images', 'split_by', 'data_seed', 'epochs', 'bs', 'optimizer', 'lr', 'language_lr'
-OF_A_RUN = 'encoder', 'head', 'iterations', 'head_options', 'scene_size', 'seed'
+OF_A_RUN = 'encoder', 'head', 'iterations', 'head_options', 'loss_options', 'scene_size', 'seed'
 
 def recorded(
     recipe:Training,
@@ -245,6 +255,7 @@ def run_table(
 ) -> pd.DataFrame:           # all results in the file
     "Train and score the missing runs of a table"
     path, out = Path(path), Path(out)
+    HEADS.update(CONTROLS)  # here alone they have names
     check_training(recipe)
     check_recipe(path, recipe)
     for options, seed in missing_runs(systems, seeds, path):

@@ -137,6 +137,7 @@ class Training:
     language_lr:float=None     # of the language encoder, as a share of lr
     wd:float=1e-2              # weight decay
     loss:str='dice'            # one of `LOSSES`; LAVT's is 'cross_entropy'
+    loss_options:dict=None     # of its class; in a shell JSON: '{"last": 0.5}', the weight of the last iteration
     auxiliary:float=0.         # weight of the loss on the maps of LTS and CGAN
     bert_layers:int=None       # layers of BERT that are trained, LAVT's are 10; none: BERT as a whole
     bert_dropout:float=None    # LAVT's is 0; none: BERT's own, 0.1
@@ -156,7 +157,7 @@ class Training:
             if values[field.name] is None and field.default is not None:
                 raise ValueError(f'{field.name}=None: leave it out, it is then {field.default!r}')
         values.update(start=self.start and str(self.start), dataset=str(self.dataset))
-        for name in ('encoder_options', 'head_options'):
+        for name in ('encoder_options', 'head_options', 'loss_options'):
             values[name] = values[name] or {}
             if not isinstance(values[name], dict):
                 raise ValueError(f'{name}={values[name]!r}: it takes a dict of options')
@@ -236,7 +237,10 @@ def check_training(t:Training):
     if not t.lr: raise ValueError(f'lr={t.lr}: it takes more than 0')
     if t.bert_dropout is not None and not 0 <= t.bert_dropout < 1:
         raise ValueError(f'bert_dropout={t.bert_dropout}: it takes 0 at least, and less than 1')
-    for name in ('encoder_options', 'head_options'): check_parts(name, getattr(t, name))
+    for name in ('encoder_options', 'head_options', 'loss_options'): check_parts(name, getattr(t, name))
+    try: LOSSES[t.loss](**t.loss_options)
+    except TypeError as error:
+        raise ValueError(f'loss_options={t.loss_options}: {t.loss} takes others ({one_line(error)})') from error
     if iterates(t.head) and 'iterations' in t.head_options:
         raise ValueError(f'head_options={t.head_options}: leave iterations out and use --iterations')
     if t.bs % (t.accumulate*(n := launched().num_processes)):
@@ -587,7 +591,7 @@ def run_training(
     cbs = [CSVLogger()]
     if t.auxiliary: cbs.append(AuxiliaryLoss(t.auxiliary))
     if not t.validate: cbs.append(WithoutValidation())
-    learn = refer_learner(dls, model, t.lr, t.wd, LOSSES[t.loss](), path=t.out, cbs=cbs + named,
+    learn = refer_learner(dls, model, t.lr, t.wd, LOSSES[t.loss](**t.loss_options), path=t.out, cbs=cbs + named,
                           precision=t.precision, parts=t.accumulate, checkpoint=t.checkpoint, optimizer=t.optimizer)
     if main: write_settings(t, refer)
     rates = [t.language_lr*t.lr] + [t.lr]*(len(param_groups(model, muon=t.optimizer == 'muon')) - 1)

@@ -91,17 +91,19 @@ class SentenceQuery(nn.Module):
         return self.project(masked_mean(words, token_mask))
 
 # %% ../../nbs/26_models.sadlr.ipynb #aaaa3bc8
-UPDATES = 'sum', 'replace', 'language'
+UPDATES = 'sum', 'replace', 'language', 'none'
 
 def update_query(
     query:Tensor,    # (B, C) query of the previous iteration
     features:Tensor, # (B, P, C) Y, one row per position
     mask:Tensor,     # (B, P) bool, mask of the previous iteration; or weights in [0, 1]
-    update:str='sum',# 'sum': equation 2; 'replace': Table 4 (c); 'language': 'sum', and the phrase once more
+    update:str='sum',# 'sum': equation 2; 'replace': Table 4 (c); 'language': 'sum', and the phrase once more;
+                     # 'none': the query as it is
     sentence:Tensor|None=None, # (B, C) S, for 'language'
 ) -> Tensor:         # (B, C) next query; under 'sum' and 'replace' unchanged where the mask is empty
     "Let the query absorb the mean feature of the object found so far (equations 1 and 2)"
     if update not in UPDATES: raise ValueError(f'update={update!r}: choose one of {UPDATES}')
+    if update == 'none': return query
     found = masked_mean(features, mask)
     if update == 'replace': return torch.where(mask.any(1, keepdim=True), found, query)
     return query + found + (sentence if update == 'language' else 0)
