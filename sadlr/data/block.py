@@ -215,10 +215,12 @@ def refer_block(
     "How samples become batches `(image (B, 3, S, S), token_ids (B, 20)), mask (B, S, S)`"
     if img_size <= 0 or img_size % 4: raise ValueError(f'img_size must be a positive multiple of 4, not {img_size}')
     preprocessing = preprocessing.check()
-    return DataBlock(
+    block = DataBlock(
         blocks=(TransformBlock, TransformBlock(Tokenize(tokenizer)), TransformBlock), n_inp=2, splitter=splitter,
         getters=[ReadImage(img_size, preprocessing), Field(1), ReadMask(img_size)],
-        batch_tfms=Normalise(preprocessing), dl_type=ByImage)
+        dl_type=ByImage)
+    block.default_item_tfms = [] # fastai's `ToTensor` would find nothing to do, and take its time
+    return block.new(batch_tfms=Normalise(preprocessing))
 
 # %% ../../nbs/12_data.block.ipynb #6b820223
 def _draw_sample(image, mask, title, ax, **kwargs):

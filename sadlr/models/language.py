@@ -173,7 +173,8 @@ def text_model_class(
     "The class of `transformers` that turns token ids into hidden states; an encoder-decoder does so in its encoder"
     kind = type(config)
     mapping = next((m for m in (MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING) if kind in m), None)
-    cls = mapping[kind] if mapping else getattr(transformers, kind.__name__.replace('Config', 'Model'), None)
+    if mapping is not None: cls = mapping[kind] # `if mapping` would import every model of `transformers`
+    else: cls = getattr(transformers, kind.__name__.replace('Config', 'Model'), None)
     if getattr(cls, 'main_input_name', '') != 'input_ids':
         raise ValueError(f'{config.model_type!r} {_NO_ENCODER}; {_SOME}')
     return cls
