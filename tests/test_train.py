@@ -45,7 +45,8 @@ def history(out):
     assert columns[-1] == 'time' and all(len(row) == len(columns) and ':' in row[-1] for row in rows)
     return [row[:-1] for row in rows]
 
-OPTIONS = '--img_size 32 --tokenizer words --pretrained false --bs 8 --lr 1e-3 --language_lr 1 --accumulate 2 --checkpoint'
+OPTIONS = ('--img_size 32 --tokenizer words --pretrained false --bs 8 --optimizer muon --lr 1e-3 --language_lr 1 '
+           '--accumulate 2 --checkpoint')
 
 def test_only_the_data_set_differs(train):
     "Shapes and RefCOCO go the same way: from the same files they come to the same figures, digit by digit"
