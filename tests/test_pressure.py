@@ -76,7 +76,7 @@ def test_where_nothing_can_be_locked(tmp_path, monkeypatch, capsys):
         refuse(number)
         with training.own_folder(tmp_path/'run'): (tmp_path/'run'/'file').touch()
         assert 'cannot be locked' in capsys.readouterr().out
-        experiments.add_run(tmp_path/'runs.csv', [dict(system='a', seed=number, iteration=1, trained=1)])
+        experiments.add_run(tmp_path/'runs.csv', [dict.fromkeys(experiments.WHOLE, 1) | dict(seed=number)])
         assert 'cannot be locked' in capsys.readouterr().out
     assert len(experiments.read_results(tmp_path/'runs.csv')) == 3
     refuse(errno.EACCES)
