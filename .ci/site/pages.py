@@ -18,7 +18,7 @@ def number(stem): return int(re.match(r'(\d*)', stem)[1] or -1)
 
 def page_name(stem):
     "The page of a notebook is named as nbdev's own links expect: without its number"
-    return re.sub(r'^\d+_', '', stem)
+    return re.sub(r'^\d+[a-z]?_', '', stem)
 
 def toctree(pages, *options):
     return '\n'.join(['```{toctree}', *options, '', *pages, '```'])
@@ -41,7 +41,7 @@ def code_cell(cell):
 
 def markdown_cell(cell):
     "A markdown cell whose links lead to the pages of the notebooks"
-    cell.source = re.sub(r'(\]\()\d+_(?=[\w.]+\.ipynb)', r'\1', cell.source)
+    cell.source = re.sub(r'(\]\()\d+[a-z]?_(?=[\w.]+\.ipynb)', r'\1', cell.source)
     return cell
 
 def notebook_page(notebook, stem):
