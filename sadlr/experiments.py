@@ -29,8 +29,7 @@ from .checkpoint import read_scores
 from .data.block import Sample, refer_samples
 from .evaluation import predict_masks
 from .files import file_lock, read_json, replace_file, write_file, writing
-from .models.build import HEADS, ReferSegmenter
-from .models.controls import CONTROLS
+from .models.build import ReferSegmenter
 from .metrics import IoURecord
 from .published import read_published
 from .training import FREE_OPTIONS, Training, check_training, one_line, open_data, own_folder, train
@@ -210,6 +209,7 @@ def write_counts(
             np.savez_compressed(f, counts=record.counts().astype(np.uint32), scenes=scenes, trained=trained)
         replace_file(new, file)
 
+# %% ../nbs/47_experiments.ipynb #47run002
 def run_system(
     t:Training,
     name:str,     # of the system
@@ -255,7 +255,6 @@ def run_table(
 ) -> pd.DataFrame:           # all results in the file
     "Train and score the missing runs of a table"
     path, out = Path(path), Path(out)
-    HEADS.update(CONTROLS)  # here alone they have names
     check_training(recipe)
     check_recipe(path, recipe)
     for options, seed in missing_runs(systems, seeds, path):

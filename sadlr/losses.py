@@ -41,6 +41,7 @@ class IterativeLoss(nn.Module):
         last:float=0.7, # weight of the last iteration; the others share the rest
     ):
         super().__init__()
+        if not 0 <= last <= 1: raise ValueError(f'last={last}: it takes 0 at least, and 1 at most')
         self.last = last
 
     def per_iteration(self,

@@ -226,6 +226,12 @@ def check_choices(t:Training):
         if (value := getattr(t, name)) not in allowed: raise ValueError(f'{name}={value!r}: choose one of {allowed}')
 
 # %% ../nbs/46_training.ipynb #89908472
+def check_loss(t:Training):
+    "Raises a ValueError for options that the loss does not take, at once or when it is used"
+    try: LOSSES[t.loss](**t.loss_options)(torch.zeros(1, 2, 2, 1, 1), torch.zeros(1, 4, 4))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f'loss_options={t.loss_options}: {t.loss} does not take them ({error})') from error
+
 def check_training(t:Training):
     "Raises a ValueError for a mistake that can be seen before anything is read"
     for name, value in vars(t).items():
@@ -238,9 +244,7 @@ def check_training(t:Training):
     if t.bert_dropout is not None and not 0 <= t.bert_dropout < 1:
         raise ValueError(f'bert_dropout={t.bert_dropout}: it takes 0 at least, and less than 1')
     for name in ('encoder_options', 'head_options', 'loss_options'): check_parts(name, getattr(t, name))
-    try: LOSSES[t.loss](**t.loss_options)
-    except TypeError as error:
-        raise ValueError(f'loss_options={t.loss_options}: {t.loss} takes others ({one_line(error)})') from error
+    check_loss(t)
     if iterates(t.head) and 'iterations' in t.head_options:
         raise ValueError(f'head_options={t.head_options}: leave iterations out and use --iterations')
     if t.bs % (t.accumulate*(n := launched().num_processes)):

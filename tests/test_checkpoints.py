@@ -427,3 +427,12 @@ def test_foreign_weights(folder):
 def test_damaged_tokenizer(folder):
     (folder/'tokenizer.json').write_text('{')
     refused(folder, str(folder))
+
+@pytest.mark.parametrize('head', ['sadlr', 'unshared', 'neighbours'])
+@pytest.mark.parametrize('iterations', [1, 2])
+def test_a_head_keeps_its_iterations(tmp_path, head, iterations):
+    "Also where parts of the head could have a number of their own"
+    model = create_model(head=head, size='nano', img_size=32, head_options=dict(iterations=iterations),
+                         language_options=dict(vocab_size=30))
+    model.save_pretrained(tmp_path/'saved')
+    assert ReferSegmenter.from_pretrained(tmp_path/'saved').head.iterations == iterations

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from transformers import AutoTokenizer, PreTrainedConfig
 
 from .cgan import CGANHead
+from .controls import FilmHead, NeighbourHead, UnsharedHead
 from .language import LANGUAGES, create_language
 from .lavt import LAVT
 from .lts import LTS
@@ -38,7 +39,8 @@ from ..preprocess import IMAGENET, Preprocessing, load_pretrained, load_tokenize
 
 # %% ../../nbs/29_models.build.ipynb #b24fa0d2
 ENCODERS = {'lavt': LAVT, 'vlt': VLT, 'lts': LTS, 'timm': TimmEncoder}
-HEADS = {'classifier': ClassifierHead, 'sadlr': SADLRHead, 'cgan': CGANHead}
+HEADS = {'classifier': ClassifierHead, 'sadlr': SADLRHead, 'cgan': CGANHead,
+         'film': FilmHead, 'unshared': UnsharedHead, 'neighbours': NeighbourHead}  # controls
 
 # %% ../../nbs/29_models.build.ipynb #fd2fc982
 def pick(

@@ -63,8 +63,8 @@ class UnsharedHead(SADLRHead):
         iterations:int=3,  # n
     ):
         super().__init__(channels, word_dim, iterations)
-        self.later = nn.ModuleList(SADLRHead(channels, word_dim) for _ in range(iterations - 1))
-        for head in self.later: del head.sentence
+        self.later_convs = nn.ModuleList(DynamicConvStack(channels) for _ in range(iterations - 1))
+        self.later_classifiers = nn.ModuleList(nn.Linear(channels, 2) for _ in range(iterations - 1))
 
     def steps(self,
         features:Tensor,   # (B, C, h, w) Y
@@ -73,11 +73,11 @@ class UnsharedHead(SADLRHead):
     ):                     # a `Step` for each iteration
         "Run the iterations one by one"
         y = features.flatten(2).transpose(1, 2).contiguous()
-        query, heads = self.sentence(words, token_mask), [self, *self.later]
+        query, last = self.sentence(words, token_mask), len(self.later_convs)
+        convs, classifiers = [self.dynamic_conv, *self.later_convs], [self.classifier, *self.later_classifiers]
         for i in range(self.iterations):
-            head = heads[min(i, len(heads) - 1)]
             if i > 0: query = update_query(query, y, mask)
-            scores = head.classifier(head.dynamic_conv(y, query))
+            scores = classifiers[min(i, last)](convs[min(i, last)](y, query))
             yield Step(query, scores, mask := scores[..., 1] > scores[..., 0])
 
 # %% ../../nbs/27b_models.controls.ipynb #de578df3
@@ -114,6 +114,3 @@ class NeighbourHead(SADLRHead):
         self.dynamic_conv = DynamicConvStack(channels)
         for i, layer in enumerate(one):
             self.dynamic_conv[i] = NeighbourConv(layer.in_channels, layer.out_channels, channels)
-
-# %% ../../nbs/27b_models.controls.ipynb #96330891
-CONTROLS = dict(film=FilmHead, unshared=UnsharedHead, neighbours=NeighbourHead)
