@@ -57,9 +57,9 @@ def tables(
         'update': {'sum': sadlr(), 'replace': sadlr(update='replace')},
         'beyond': {'binary mask, sum': sadlr(), 'soft mask': sadlr(pooling='soft'),
                    'phrase added again': sadlr(update='language')},
-        'controls': {'SADLR': sadlr(), 'static, the sentence by FiLM': control('film'),
-                     'no object': sadlr(update='none'), 'last weight 1/3': sadlr(last=1/3),
-                     'last weight .5': sadlr(last=.5), 'last weight .9': sadlr(last=.9),
+        'controls': {'SADLR': sadlr(), 'SADLR, one iteration': sadlr(iterations=1),
+                     'static, the sentence by FiLM': control('film'), 'whole picture as object': sadlr(pooling='all'),
+                     'last weight 1/3': sadlr(last=1/3), 'last weight .5': sadlr(last=.5), 'last weight .9': sadlr(last=.9),
                      'own parameters per iteration': control('unshared'), 'kernels 3 x 3': control('neighbours')}}
 
 # %% ../nbs/47_experiments.ipynb #8a9e0c4d
@@ -386,17 +386,20 @@ def effect(
     each = differences(np.ones((1, n)))[0]
     drawn = np.random.default_rng(0).multinomial(n, [1/n]*n, resamples)
     of_scenes, of_seeds = differences(drawn).mean(1).var(ddof=1), each.var(ddof=1) if m > 1 else np.nan
-    def reach(m): return stats.t.ppf(.975, m - 1)*(of_seeds/m + of_scenes)**.5
-    mean, error = each.mean(), (of_seeds/m + of_scenes)**.5
+    def spread(m):
+        "Standard error with m seeds, and its degrees of freedom"
+        return (of_seeds/m + of_scenes)**.5, (m - 1)*(1 + of_scenes*m/of_seeds)**2
+    def reach(m): return stats.t.ppf(.975, (of := spread(m))[1])*of[0]
+    mean, (error, freedom) = each.mean(), spread(m)
     wanted = next((k for k in range(m, 101) if abs(mean) > reach(k)), np.nan)
-    return dict(difference=mean, low=mean - reach(m), high=mean + reach(m), p=2*stats.t.sf(abs(mean)/error, m - 1),
+    return dict(difference=mean, low=mean - reach(m), high=mean + reach(m), p=2*stats.t.sf(abs(mean)/error, freedom),
                 seeds=m, wanted=wanted)
 
 # %% ../nbs/47_experiments.ipynb #f29ae5eb
 def holm(
     p:Sequence[float], # of a family of tests; a missing one counts as 1
 ) -> np.ndarray:       # corrected
-    "Holm's correction (1979): the chance of a single false claim in the family stays what it is for one"
+    "Holm's correction (1979): the chance of one or more false claims in the family stays below the level of a single test"
     p = np.nan_to_num(np.asarray(p, float), nan=1.)
     order = np.argsort(p)
     raised = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)), 1)

@@ -20,7 +20,7 @@ from matplotlib.patheffects import withStroke
 
 from .models.language import masked_mean
 from .models.lavt import PWAM
-from .models.sadlr import DynamicConv, SADLRHead, object_logits
+from .models.sadlr import DynamicConv, SADLRHead, object_logits, object_weight
 from .models.segmenter import ReferSegmenter, check_scores, evaluating
 from .pictures import open_image
 from .preprocess import check_words, image_tensor, square_pixels, tokenize
@@ -101,8 +101,7 @@ def _iterations(calls, head, layers, features, scores, b):
     "What the head did with sample `b`"
     height, pooling = features.shape[2], getattr(head, 'pooling', 'mask')
     for i, r in enumerate(scores[b]):
-        mask = r[1] > r[0]
-        weight = mask if pooling == 'mask' else r.softmax(0)[1]
+        mask, weight = r[1] > r[0], object_weight(r.movedim(0, -1), pooling)
         found = masked_mean(features[b:b+1].flatten(2).mT, weight.flatten()[None])[0]
         query = _numpy(calls[layers[0]][i].args[1][b]) if layers else np.zeros(0)
         dynamic = []

@@ -39,10 +39,10 @@ class Muon(torch.optim.AdamW):
         if closure is not None: raise ValueError('closure: Muon takes none, compute the gradients before the step')
         for group in self.param_groups:
             if group.get('muon'):
-                for p in group['params']: self.turn(p, group['lr'], group['weight_decay'])
+                for p in group['params']: self.change(p, group['lr'], group['weight_decay'])
         return super().step()
 
-    def turn(self,
+    def change(self,
         p:Tensor,           # a weight of two dimensions or more
         lr:float,
         weight_decay:float,

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .sadlr import DynamicConv, DynamicConvStack, SADLRHead, SentenceQuery, Step, update_query
+from .sadlr import DynamicConv, DynamicConvStack, SADLRHead, SentenceQuery
 
 # %% ../../nbs/27b_models.controls.ipynb #63831439
 class FilmHead(nn.Module):
@@ -27,7 +27,7 @@ class FilmHead(nn.Module):
         self.sentence = SentenceQuery(word_dim, channels)
         self.layers = nn.ModuleList(nn.Linear(i, o) for i, o in zip(widths, widths[1:]))
         self.norms = nn.ModuleList(nn.LayerNorm(o, elementwise_affine=False) for o in widths[1:])
-        out = 2*sum(widths[1:])
+        out = 2*sum(widths[1:]) # a scale and a shift per channel of each layer
         wanted = sum(size_of_layer(channels, o, i) for i, o in zip(widths, widths[1:]))
         hidden = (wanted - out - sum(i*o + o for i, o in zip(widths, widths[1:])))//(channels + 1 + out)
         self.modulate = nn.Sequential(nn.Linear(channels, hidden), nn.ReLU(), nn.Linear(hidden, out))
@@ -41,8 +41,8 @@ class FilmHead(nn.Module):
         "Two static layers, modulated, and the classifier"
         y = features.flatten(2).transpose(1, 2)
         numbers = self.modulate(self.sentence(words, token_mask))[:, None]
-        for layer, norm in zip(self.layers, self.norms):
-            gain, shift, numbers = numbers.split([n := layer.out_features, n, numbers.shape[-1] - 2*n], -1)
+        for layer, norm, own in zip(self.layers, self.norms, numbers.split([2*l.out_features for l in self.layers], -1)):
+            gain, shift = own.chunk(2, -1)
             y = (norm(layer(y))*(1 + gain) + shift).relu()
         return self.classifier(y).transpose(1, 2).unflatten(2, features.shape[2:])[:, None]
 
@@ -66,19 +66,14 @@ class UnsharedHead(SADLRHead):
         self.later_convs = nn.ModuleList(DynamicConvStack(channels) for _ in range(iterations - 1))
         self.later_classifiers = nn.ModuleList(nn.Linear(channels, 2) for _ in range(iterations - 1))
 
-    def steps(self,
-        features:Tensor,   # (B, C, h, w) Y
-        words:Tensor,      # (B, N, D)
-        token_mask:Tensor, # (B, N) true for words
-    ):                     # a `Step` for each iteration
-        "Run the iterations one by one"
-        y = features.flatten(2).transpose(1, 2).contiguous()
-        query, last = self.sentence(words, token_mask), len(self.later_convs)
-        convs, classifiers = [self.dynamic_conv, *self.later_convs], [self.classifier, *self.later_classifiers]
-        for i in range(self.iterations):
-            if i > 0: query = update_query(query, y, mask)
-            scores = classifiers[min(i, last)](convs[min(i, last)](y, query))
-            yield Step(query, scores, mask := scores[..., 1] > scores[..., 0])
+    def score_positions(self,
+        y:Tensor,     # (B, P, C) Y, one row per position
+        query:Tensor, # (B, C) Q
+        i:int,        # index of the iteration, from 0
+    ) -> Tensor:      # (B, P, 2) raw scores of background and object
+        "One iteration, with its own dynamic layers and classifier"
+        if (i := min(i, len(self.later_convs))) == 0: return super().score_positions(y, query, i)
+        return self.later_classifiers[i - 1](self.later_convs[i - 1](y, query))
 
 # %% ../../nbs/27b_models.controls.ipynb #de578df3
 class NeighbourConv(DynamicConv):
@@ -103,14 +98,11 @@ class NeighbourConv(DynamicConv):
 
 class NeighbourHead(SADLRHead):
     "SADLR with dynamic kernels of 3 x 3"
-    recomputed = (NeighbourConv,)
     def __init__(self,
         channels:int,      # C, channels of Y
         word_dim:int,      # D, word features
         iterations:int=3,  # n
     ):
         super().__init__(channels, word_dim, iterations)
-        one = self.dynamic_conv
-        self.dynamic_conv = DynamicConvStack(channels)
-        for i, layer in enumerate(one):
+        for i, layer in enumerate(self.dynamic_conv):
             self.dynamic_conv[i] = NeighbourConv(layer.in_channels, layer.out_channels, channels)

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UPDATES', 'POOLINGS', 'dynamic_conv', 'DynamicConv', 'DynamicConvStack', 'SentenceQuery', 'update_query',
-           'object_logits', 'Step', 'SADLRHead', 'ClassifierHead']
+           'object_logits', 'Step', 'object_weight', 'SADLRHead', 'ClassifierHead']
 
 # %% ../../nbs/26_models.sadlr.ipynb #a8d42934
 from collections.abc import Iterator
@@ -91,19 +91,17 @@ class SentenceQuery(nn.Module):
         return self.project(masked_mean(words, token_mask))
 
 # %% ../../nbs/26_models.sadlr.ipynb #aaaa3bc8
-UPDATES = 'sum', 'replace', 'language', 'none'
+UPDATES = 'sum', 'replace', 'language'
 
 def update_query(
     query:Tensor,    # (B, C) query of the previous iteration
     features:Tensor, # (B, P, C) Y, one row per position
     mask:Tensor,     # (B, P) bool, mask of the previous iteration; or weights in [0, 1]
-    update:str='sum',# 'sum': equation 2; 'replace': Table 4 (c); 'language': 'sum', and the phrase once more;
-                     # 'none': the query as it is
+    update:str='sum',# 'sum': equation 2; 'replace': Table 4 (c); 'language': 'sum', and the phrase once more
     sentence:Tensor|None=None, # (B, C) S, for 'language'
 ) -> Tensor:         # (B, C) next query; under 'sum' and 'replace' unchanged where the mask is empty
     "Let the query absorb the mean feature of the object found so far (equations 1 and 2)"
     if update not in UPDATES: raise ValueError(f'update={update!r}: choose one of {UPDATES}')
-    if update == 'none': return query
     found = masked_mean(features, mask)
     if update == 'replace': return torch.where(mask.any(1, keepdim=True), found, query)
     return query + found + (sentence if update == 'language' else 0)
@@ -126,7 +124,16 @@ class Step(NamedTuple):
     mask:Tensor   # (B, P) M_i, bool
 
 # %% ../../nbs/26_models.sadlr.ipynb #3e5f8d20
-POOLINGS = 'mask', 'soft'
+POOLINGS = 'mask', 'soft', 'all'
+
+def object_weight(
+    scores:Tensor,      # (..., 2) raw scores of background and object
+    pooling:str='mask', # 'mask': 1 where the object wins (equation 1); 'soft': its probability; 'all': 1 everywhere
+) -> Tensor:            # (...) what each pixel weighs in O
+    "The weights of the mean that is the object vector"
+    if pooling == 'soft': return scores.softmax(-1)[..., 1]
+    mask = scores[..., 1] > scores[..., 0]
+    return mask if pooling == 'mask' else torch.ones_like(mask)
 
 class SADLRHead(nn.Module):
     "Refine a mask over iterations by a query that starts as language and absorbs the object (section 3.1)"
@@ -138,7 +145,7 @@ class SADLRHead(nn.Module):
         kernels:tuple|None=None,  # kernels per dynamic layer; `None`: (C/4, C)
         repeats:int=1,            # stacks of that structure
         update:str='sum',         # query update, one of `UPDATES`
-        pooling:str='mask',       # what weighs the pixels of O: 'mask' (binary, equation 1) or 'soft' (probability)
+        pooling:str='mask',       # what weighs the pixels of O, one of `POOLINGS`
     ):
         super().__init__()
         if update not in UPDATES: raise ValueError(f'update={update!r}: choose one of {UPDATES}')
@@ -157,6 +164,14 @@ class SADLRHead(nn.Module):
         scores = torch.stack([step.scores for step in self.steps(features, words, token_mask)], 1)
         return scores.transpose(2, 3).unflatten(3, features.shape[2:])
 
+    def score_positions(self,
+        y:Tensor,     # (B, P, C) Y, one row per position
+        query:Tensor, # (B, C) Q
+        i:int,        # index of the iteration, from 0; all share their parameters (section 3.1)
+    ) -> Tensor:      # (B, P, 2) raw scores of background and object
+        "One iteration: filter the features by the query's kernels, and classify each position"
+        return self.classifier(self.dynamic_conv(y, query))
+
 # %% ../../nbs/26_models.sadlr.ipynb #d3e374b5
 @patch
 def steps(self:SADLRHead,
@@ -170,10 +185,9 @@ def steps(self:SADLRHead,
     query = sentence = self.sentence(words, token_mask)
     for i in range(self.iterations):
         if i > 0: query = update_query(query, y, weight, self.update, sentence)
-        scores = self.classifier(self.dynamic_conv(y, query))
-        mask = scores[..., 1] > scores[..., 0]
-        weight = mask if self.pooling == 'mask' else scores.softmax(-1)[..., 1]
-        yield Step(query, scores, mask)
+        scores = self.score_positions(y, query, i)
+        weight = object_weight(scores, self.pooling)
+        yield Step(query, scores, scores[..., 1] > scores[..., 0])
 
 # %% ../../nbs/26_models.sadlr.ipynb #40239db3
 class ClassifierHead(nn.Module):
