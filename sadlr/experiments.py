@@ -59,7 +59,8 @@ def tables(
                    'phrase added again': sadlr(update='language')},
         'controls': {'SADLR': sadlr(), 'SADLR, one iteration': sadlr(iterations=1),
                      'static, the sentence by FiLM': control('film'), 'whole picture as object': sadlr(pooling='all'),
-                     'last weight 1/3': sadlr(last=1/3), 'last weight .5': sadlr(last=.5), 'last weight .9': sadlr(last=.9),
+                     'last weight 1/3': sadlr(last=1/3), 'last weight .5': sadlr(last=.5),
+                     'last weight .9': sadlr(last=.9),
                      'own parameters per iteration': control('unshared'), 'kernels 3 x 3': control('neighbours')}}
 
 # %% ../nbs/47_experiments.ipynb #8a9e0c4d
@@ -399,7 +400,7 @@ def effect(
 def holm(
     p:Sequence[float], # of a family of tests; a missing one counts as 1
 ) -> np.ndarray:       # corrected
-    "Holm's correction (1979): the chance of one or more false claims in the family stays below the level of a single test"
+    "Holm's correction (1979): the chance of one or more false claims is at most that of a single test"
     p = np.nan_to_num(np.asarray(p, float), nan=1.)
     order = np.argsort(p)
     raised = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)), 1)

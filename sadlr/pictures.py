@@ -95,7 +95,8 @@ def _eight_bits(values, says=None):
     if not finite.size: raise ValueError('no pixel of the image is a finite number')
     low, full, usual = _white(finite, says)
     if not usual:
-        warnings.warn(f'an image of {values.dtype.name} has the range of what it holds: {low:g} black, {full:g} white')
+        warnings.warn(f'an image of {values.dtype.name} has the range of what it holds: '
+                      f'{low:.7g} black, {full:.7g} white')
     if values.dtype.kind == 'f' or low: levels = np.round((values.astype(float) - low)/((full - low) or 1)*255)
     else: levels = values.astype(float)*256//(full + 1)
     return np.nan_to_num(levels, nan=0).clip(0, 255).astype(np.uint8)

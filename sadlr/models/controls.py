@@ -41,7 +41,8 @@ class FilmHead(nn.Module):
         "Two static layers, modulated, and the classifier"
         y = features.flatten(2).transpose(1, 2)
         numbers = self.modulate(self.sentence(words, token_mask))[:, None]
-        for layer, norm, own in zip(self.layers, self.norms, numbers.split([2*l.out_features for l in self.layers], -1)):
+        of_layers = numbers.split([2*layer.out_features for layer in self.layers], -1)
+        for layer, norm, own in zip(self.layers, self.norms, of_layers):
             gain, shift = own.chunk(2, -1)
             y = (norm(layer(y))*(1 + gain) + shift).relu()
         return self.classifier(y).transpose(1, 2).unflatten(2, features.shape[2:])[:, None]
