@@ -34,6 +34,14 @@ def test_no_leftovers(cells):
     assert re.findall(r'TODO|FIXME|XXX|from sadlr[\w.]* import \*', source) == []
     assert [c.source for c in code(cells) if not c.source.strip()] == []
 
+def test_solutions_are_folded(cells):
+    solutions = [c for c in code(cells) if re.match(r'(#\|.*\n)*# Exercise', c.source)]
+    assert [c.source[:40] for c in solutions if c.metadata.get('jupyter') != dict(source_hidden=True, outputs_hidden=True)] == []
+
+def test_no_score_is_taken_for_an_address(cells):
+    "JupyterLab makes a link to a mailbox of a plain P@0.5"
+    assert [c.source[:40] for c in cells if c.cell_type == 'markdown' and re.search(r'(?<![`\w])P@0\.\d', c.source)] == []
+
 def test_lines_fit(cells):
     assert [line for c in code(cells) for line in c.source.splitlines() if len(line) > 120] == []
 
