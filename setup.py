@@ -30,7 +30,7 @@ setup(
     package_data={'sadlr': ['assets/*', 'assets/*/*']},
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('dev', 'docs')},
+    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('onnx', 'export', 'dev', 'docs')},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d']},
     zip_safe=False,
 )

@@ -30,8 +30,8 @@ from scipy.special import expit
 from .data.shapes import MARGIN, SceneObject, draw_scene, make_phrases
 from .models.build import bundled
 from .models.segmenter import ReferSegmenter
+from .phrases import MAX_WORDS, phrase_fault, unknown_words
 from .pictures import open_image
-from .preprocess import MAX_WORDS, phrase_fault, unknown_words
 from .visualize import overlay, show_strips
 
 # %% ../nbs/50_demo.ipynb #11ed1f1d

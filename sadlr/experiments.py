@@ -32,13 +32,14 @@ from .files import file_lock, read_json, replace_file, write_file, writing
 from .models.build import ReferSegmenter
 from .metrics import IoURecord
 from .published import read_published
-from .training import FREE_OPTIONS, Training, check_training, one_line, open_data, own_folder, train
+from .shell import one_line
+from .training import FREE_OPTIONS, Training, check_training, open_data, own_folder, train
 
 # %% ../nbs/47_experiments.ipynb #c579a0c9
 def tables(
     channels:int=64, # C, of Y
 ) -> dict[str, dict[str, dict]]: # table -> label -> options of `Training`
-    "The systems of Table 3, of Table 4 (a), (b) and (c), of the questions beyond them, and their controls"
+    "The systems of Table 3, of Table 4 (a), (b) and (c), and of the questions beyond them"
     def system(encoder, head, iterations=None, last=None, **options):
         loss = {'last': last} if last else {}
         return dict(encoder=encoder, head=head, iterations=iterations, head_options=options, loss_options=loss)
@@ -57,6 +58,7 @@ def tables(
         'update': {'sum': sadlr(), 'replace': sadlr(update='replace')},
         'beyond': {'binary mask, sum': sadlr(), 'soft mask': sadlr(pooling='soft'),
                    'phrase added again': sadlr(update='language')},
+        'longer': {'LAVT': system('lavt', 'classifier'), 'SADLR, one iteration': sadlr(iterations=1), 'SADLR': sadlr()},
         'controls': {'SADLR': sadlr(), 'SADLR, one iteration': sadlr(iterations=1),
                      'static, the sentence by FiLM': control('film'), 'whole picture as object': sadlr(pooling='all'),
                      'last weight 1/3': sadlr(last=1/3), 'last weight .5': sadlr(last=.5),
@@ -74,6 +76,27 @@ def system_name(
     given = options['head_options'] | options['loss_options']
     if options['iterations']: given['iterations'] = options['iterations']
     return '-'.join([options['encoder'], options['head'], *(f'{k}={show(v)}' for k, v in sorted(given.items()))])
+
+# %% ../nbs/47_experiments.ipynb #47clm002
+def better_by(default, others): return {f'{default} beats {other}': (default, other) for other in others}
+
+CLAIMS = {  # table -> what is claimed -> label of the better, label of the worse
+    'systems': {f'SADLR lifts {e}': (f'{e} + SADLR', e) for e in ('LTS', 'VLT', 'LAVT')}
+               | {f'SADLR beats CGAN on {e}': (f'{e} + SADLR', f'{e} + CGAN') for e in ('LTS', 'VLT', 'LAVT')}
+               | {'CGAN lifts LTS': ('LTS + CGAN', 'LTS'), 'CGAN lowers VLT': ('VLT', 'VLT + CGAN'),
+                  'CGAN lowers LAVT': ('LAVT', 'LAVT + CGAN')},
+    'iterations': {'three beat a classifier': ('3', '0'), 'one beats a classifier': ('1', '0'),
+                   'two beat one': ('2', '1'), 'three beat one': ('3', '1'), 'three beat two': ('3', '2'),
+                   'three beat four': ('3', '4')},
+    'structure': better_by('[128, 512]', ('[128]', '[256]', '[64, 256]', '[512]', '[128, 512]× 2')),
+    'update': better_by('sum', ['replace']),
+    'beyond': better_by('soft mask', ['binary mask, sum']) | better_by('phrase added again', ['binary mask, sum']),
+    'controls': better_by('SADLR', ['SADLR, one iteration', 'whole picture as object', 'last weight 1/3',
+                                    'last weight .5', 'last weight .9', 'own parameters per iteration',
+                                    'kernels 3 x 3'])
+                | better_by('SADLR, one iteration', ['static, the sentence by FiLM'])
+                | better_by('whole picture as object', ['SADLR, one iteration']),
+    'longer': better_by('SADLR', ['LAVT', 'SADLR, one iteration'])}
 
 # %% ../nbs/47_experiments.ipynb #dcfec8ea
 RECIPE = Training(root='data/tables', data_seed=2, split_by='relations', epochs=10)  # what all runs have in common
@@ -314,7 +337,6 @@ def paper_rows(
     table = {'update': 'query_update'}.get(table, table)
     return {row['setting']: row for row in read_published()['table4_refcoco_val'].get(table, [])}
 
-
 # %% ../nbs/47_experiments.ipynb #961b15e7
 def check_claims(
     results:pd.DataFrame,    # of `read_results`
@@ -396,6 +418,8 @@ def effect(
     return dict(difference=mean, low=mean - reach(m), high=mean + reach(m), p=2*stats.t.sf(abs(mean)/error, freedom),
                 seeds=m, wanted=wanted)
 
+NOTHING = dict.fromkeys(('difference', 'low', 'high', 'p'), np.nan) | dict(seeds=0, wanted=np.nan) # without a run
+
 # %% ../nbs/47_experiments.ipynb #f29ae5eb
 def holm(
     p:Sequence[float], # of a family of tests; a missing one counts as 1
@@ -421,29 +445,33 @@ def compare(
     path:str|Path,           # of the CSV file
     systems:dict[str, dict], # label -> options
     claims:dict[str, tuple[str, str]], # what is claimed -> label of the better, label of the worse
+    paper:dict[str, dict]|None=None, # of `paper_rows`; the paper's differences come in a column
 ) -> pd.DataFrame:           # a row per claim; differences in points of oIoU on the test scenes
-    "Differences between systems with intervals for seeds and scenes, and the verdict after Holm's correction"
+    "A family of claims with intervals for seeds and scenes, and the verdict after Holm's correction"
     results, rows = read_results(path := Path(path)), {}
     results = results[results.split == 'test']
     for claim, labels in claims.items():
         names = [system_name(systems[label]) for label in labels]
         seeds = set.intersection(*({*results[results.system == name].seed} for name in names))
-        if not seeds: raise ValueError(f'{path} has no seed of both {labels[0]!r} and {labels[1]!r}: sadlr_experiment')
-        rows[claim] = effect(*(scene_counts(path, name, sorted(seeds)) for name in names))
-    return judge(rows)
+        rows[claim] = effect(*(scene_counts(path, name, sorted(seeds)) for name in names)) if seeds else NOTHING
+    judged = judge(rows)
+    if paper: judged['paper'] = [paper[a]['oIoU'] - paper[b]['oIoU'] for a, b in claims.values()]
+    return judged
 
 # %% ../nbs/47_experiments.ipynb #a0bd26a8
 def show_effects(
     table:pd.DataFrame, # of `compare`
 ) -> Figure:
-    "Each difference as a dot with its 95 % interval; filled where a claim holds or is reversed"
+    "Each difference as a dot with its 95 % interval, filled where a claim holds or is reversed; the paper's as a cross"
     fig, ax = plt.subplots(figsize=(7, .8 + .28*len(table)), dpi=90, layout='constrained')
     for y, (_, row) in enumerate(table.iterrows()):
         ax.plot([row.low, row.high], [y, y], color='C0', lw=1.5)
         ax.plot(row.difference, y, 'o', color='C0', ms=6, mfc='white' if row.verdict == 'undecided' else 'C0')
+        if 'paper' in row: ax.plot(row.paper, y, 'x', color='C1', ms=6, label='the paper, RefCOCO')
     ax.axvline(0, color='grey', lw=.8)
     ax.set(yticks=range(len(table)), yticklabels=[f'{claim} ({n})' for claim, n in table.seeds.items()],
            xlabel='difference in oIoU, points (seeds in brackets)', ylim=(len(table) - .5, -.5))
+    if 'paper' in table: ax.legend(handles=ax.lines[2:3], fontsize=8)
     ax.grid(axis='x', alpha=.3)
     plt.close(fig)
     return fig

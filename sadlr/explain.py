@@ -22,8 +22,9 @@ from .models.language import masked_mean
 from .models.lavt import PWAM
 from .models.sadlr import DynamicConv, SADLRHead, object_logits, object_weight
 from .models.segmenter import ReferSegmenter, check_scores, evaluating
+from .phrases import check_words
 from .pictures import open_image
-from .preprocess import check_words, image_tensor, square_pixels, tokenize
+from .preprocess import image_tensor, square_pixels, tokenize
 from .visualize import PREDICTED, TRUE, as_typed, show_maps, wrap
 
 # %% ../nbs/49_explain.ipynb #5c6cbe38

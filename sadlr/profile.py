@@ -32,7 +32,7 @@ from .callbacks import checkpoint_blocks, recomputed_blocks
 from .losses import IterativeDiceLoss
 from .models.build import create_model
 from .models.segmenter import ReferSegmenter, evaluating
-from .preprocess import MAX_WORDS
+from .phrases import MAX_WORDS
 from .published import read_published
 
 # %% ../nbs/42_profile.ipynb #bca60512

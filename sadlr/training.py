@@ -10,7 +10,6 @@ import ast
 import json
 import os
 import platform
-import re
 import shlex
 import sys
 import textwrap
@@ -53,6 +52,7 @@ from .models.segmenter import evaluating
 from .models.swin import SIZES
 from .pictures import open_image
 from .preprocess import VOCABULARIES
+from .shell import check_range, one_line
 from .visualize import show_strips
 
 # %% ../nbs/46_training.ipynb #ea4b7fd6
@@ -171,16 +171,6 @@ LIMITS = dict(  # least and greatest value of a number
     accumulate=(1, 2**16), save_every=(1, 10**9), workers=(0, 256), passes=(0, 10**5), bert_layers=(0, 1000),
     seed=(0, 2**32 - 1), data_seed=(0, 2**32 - 1), lr=(0, 1e9), language_lr=(0, 1e9), wd=(0, 1e6), auxiliary=(0, 1e6))
 
-def check_range(
-    low:float,   # the least
-    high:float,  # the most
-    **values,    # option -> value; None is no value
-):
-    "Raises a ValueError that names the first option with a value outside the range, or with no number"
-    for name, value in values.items():
-        if value is not None and not low <= value <= high:
-            raise ValueError(f'{name}={str(value)[:40]}: it takes {low} at least, and {high} at most')
-
 # %% ../nbs/46_training.ipynb #714a6ec4
 def check_parts(
     name:str,    # of the option
@@ -291,13 +281,6 @@ def open_data(
     if t.dataset == 'shapes': return make_shapes(t.root, t.n_images, t.scene_size, t.data_seed, t.split_by)
     refers = [Refer(t.root, *names) for names in zip(datasets, partitions)]
     return Joint(refers) if len(refers) > 1 else refers[0]
-
-# %% ../nbs/46_training.ipynb #4d88d7dc
-def one_line(
-    error:Exception,
-) -> str:
-    "The message of an error in one line, without fastai's words about the callback"
-    return ' '.join(re.sub('^Exception occured in `.*` when calling event `.*`:', '', str(error)).split())
 
 # %% ../nbs/46_training.ipynb #4dc5d38b
 @torch.no_grad()

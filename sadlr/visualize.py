@@ -13,15 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
-from scipy.ndimage import maximum_filter
 from scipy.special import expit
+
+from .pictures import grow, paint_mask
 
 # %% ../nbs/05_visualize.ipynb #b24d3487
 PREDICTED, TRUE = 'tab:orange', 'tab:blue'
-
-def _grow(mask, width):
-    "The mask and every pixel within `width` of it"
-    return maximum_filter(mask, 2*width + 1)
 
 def _as_mask(mask):
     "A mask as bool; an error for scores"
@@ -48,12 +45,7 @@ def overlay(
     image, mask = np.asarray(image), _as_mask(mask)
     if image.shape != (*mask.shape, 3):
         raise ValueError(f'a mask (H, W) needs an image (H, W, 3): the image is {image.shape}, the mask {mask.shape}')
-    drawn = _as_floats(image)
-    drawn[mask] = (1-alpha)*drawn[mask] + alpha*np.array(to_rgb(color))
-    width = max(1, round(max(mask.shape)/150))
-    drawn[mask & _grow(~mask, width)] = 1
-    drawn[~mask & _grow(mask, width)] = 0
-    return (drawn.clip(0, 1)*255).round().astype(np.uint8)
+    return paint_mask(_as_floats(image), mask, to_rgb(color), alpha)
 
 # %% ../nbs/05_visualize.ipynb #ad780d47
 def as_typed(text):
@@ -157,8 +149,8 @@ def overlay_changes(
         drawn[pixels] = 0.15*drawn[pixels] + 0.85*np.array(to_rgb(color))
     if truth is not None:
         width = max(1, round(max(mask.shape)/160))
-        drawn[~truth & _grow(truth, width)] = 0
-        drawn[truth & _grow(~truth, width)] = 1
+        drawn[~truth & grow(truth, width)] = 0
+        drawn[truth & grow(~truth, width)] = 1
     return (drawn*255).round().astype(np.uint8)
 
 # %% ../nbs/05_visualize.ipynb #7f2bfa34

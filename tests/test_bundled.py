@@ -1,4 +1,4 @@
-"The model that ships does what 73_experiments.bundled says of it, on scenes that nobody has seen"
+"The model that ships does what 76_experiments.bundled says of it, on scenes that nobody has seen"
 import pytest
 from PIL import Image
 

@@ -18,8 +18,9 @@ from sadlr.learner import refer_learner
 from sadlr.losses import IterativeCrossEntropy, IterativeDiceLoss
 from sadlr.models.build import ReferSegmenter, bundled, create_model
 from sadlr.pictures import open_image
-from sadlr.preprocess import (IMAGENET, Preprocessing, check_words, image_tensor, load_tokenizer, phrase_fault,
-                              square_pixels, tokenize, unknown_words, word_tokenizer)
+from sadlr.phrases import check_words, phrase_fault, unknown_words
+from sadlr.preprocess import (IMAGENET, Preprocessing, image_tensor, load_tokenizer, square_pixels, tokenize,
+                              word_tokenizer)
 from sadlr.training import Training, check_training, start_model
 from sadlr.visualize import overlay
 

@@ -11,7 +11,8 @@ from sadlr.checkpoint import load_state, save_scored, save_state
 from sadlr.training import check_vocabulary
 from sadlr.models.build import ReferSegmenter, create_model
 from sadlr.models.language import BertEncoder, TextEncoder, create_language
-from sadlr.preprocess import MAX_WORDS, tokenize, word_tokenizer
+from sadlr.phrases import MAX_WORDS
+from sadlr.preprocess import tokenize, word_tokenizer
 
 TOKENIZER = word_tokenizer(['the red star left of the blue square'])
 USUAL = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=2, intermediate_size=48)

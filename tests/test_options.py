@@ -155,7 +155,7 @@ def test_numbers_that_can_mean_nothing(shell, option, values):
     takers = [name for name in COMMANDS if option in signature(getattr(cli, name)).parameters]
     assert takers
     for command in takers:
-        first = dict(sadlr_experiment=['update']).get(command, [])
+        first = dict(sadlr_experiment=['update'], sadlr_export=['shapes', 'shapes.onnx']).get(command, [])
         for value in values:
             code, said = shell(command, *first, f'--{option}={value}')
             assert code and option in said.replace('-', '_'), (command, value, said)
@@ -194,7 +194,7 @@ LINES = dict(
     sadlr_predict=['data/shapes/images/000000.png', 'the star', '--model', 'sadlr'], sadlr_data=['check', 'data'],
     sadlr_experiment=['update', '--root', 'data'], sadlr_evaluate=['--model', 'sadlr'],
     sadlr_train=['--n_images', '10', '--epochs', '1', '--size', 'nano', '--out', 'fuzz'], sadlr_shapes=['--root', 'data'],
-    sadlr_profile=['--size', 'nano', '--passes', '0'])
+    sadlr_profile=['--size', 'nano', '--passes', '0'], sadlr_export=['sadlr', 'sadlr.onnx', '--precision', 'int2'])
 
 def mutated(line, options, draw):
     "A line with something wrong: words exchanged, put in, left out, repeated; options with any value"

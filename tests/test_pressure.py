@@ -6,8 +6,9 @@ from fastai.callback.core import Callback
 from fastai.learner import Learner
 from forked import command, forked
 from safetensors.torch import load_file
-from sadlr import checkpoint, cli, experiments, files, training
+from sadlr import checkpoint, cli, experiments, files, predict as predict_room, training
 from sadlr.checkpoint import load_state, tensors_of
+from sadlr.models.segmenter import ReferSegmenter
 from test_distributed import two_processes
 from test_resume import assert_same_run, history, home, killed, options_of, train
 
@@ -247,7 +248,7 @@ def test_answers_on_a_full_disk(home, tmp_path, monkeypatch, number):
             assert command_told(m, *line).startswith(f'{line[0]}: {file}.new was not written: {os.strerror(number)}')
     assert os.listdir(tmp_path) == ['x.png'] and picture.read_bytes() == b'old'
     monkeypatch.setattr(Path, 'touch', Disk(number).refuse)
-    monkeypatch.setattr(cli.ReferSegmenter, 'forward', None) # it is known before any question is asked
+    monkeypatch.setattr(ReferSegmenter, 'forward', None) # it is known before any question is asked
     assert f'{masks}.new was not written' in command_told(monkeypatch, *evaluate)
 
 def test_pictures_that_cannot_be_meant(home, tmp_path, monkeypatch):
@@ -259,7 +260,7 @@ def test_pictures_that_cannot_be_meant(home, tmp_path, monkeypatch):
     def predict(out): return command_told(monkeypatch, *line, out)
     for out in photo, '000000.png', f'{tmp_path}/../{tmp_path.name}/000000.png': assert 'is the photo itself' in predict(out)
     assert photo.read_bytes() == before
-    monkeypatch.setattr(cli, 'load_model', None)
+    monkeypatch.setattr(predict_room, 'load_model', None)
     for out in 'x', 'x.xyz', 'x.json', 'x.psd', tmp_path: assert f'out={out}: no picture' in predict(out)
 
 def test_output_that_goes_nowhere(home, monkeypatch):

@@ -85,3 +85,13 @@ def test_few_names():
     lists = [re.search(r'^__all__ = (\[.*?\])', path.read_text(encoding='utf-8'), re.M | re.S)
              for path in (repo/'sadlr').rglob('*.py') if path.name not in ('__init__.py', '_modidx.py')]
     assert sum(len(re.findall(r"'\w+'", found[1])) for found in lists) <= 150
+
+def test_results_in_words_are_those_of_the_runs():
+    "README and course quote the means of the central table, with how many seeds they have"
+    from sadlr.experiments import read_results, summarise_table, tables
+    summary = summarise_table(read_results(repo/'nbs'/'experiments'/'relations.csv'), tables()['iterations']).loc[['0', '1', '3']]
+    classifier, one, three = (f'{mean:.1f}' for mean in summary['mean'])
+    count = {2: 'two', 3: 'three', 4: 'four', 5: 'five', 8: 'eight'}[summary.seeds.min()]
+    readme, course = ((repo/name).read_text(encoding='utf-8') for name in ('README.md', 'nbs/00_course.ipynb'))
+    assert f'has {classifier} oIoU, with one iteration {one}, with three {three}' in readme and f'With {count} seeds each' in readme
+    assert f'{classifier} oIoU with a classifier, {one} with one iteration, {three} with three; {count} seeds' in course

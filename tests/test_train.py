@@ -161,7 +161,7 @@ def test_start_from_a_published_checkpoint(train, lavt, root, capsys, monkeypatc
     theirs, ours = load_lavt_ris(path, tokenizer=words), load_file(out/'model'/'model.safetensors')
     for name, p in theirs.named_parameters():
         if not name.startswith('head.'): torch.testing.assert_close(ours[name], p.data, rtol=0, atol=1e-8)
-    monkeypatch.setattr('sadlr.cli.load_lavt_ris', partial(load_lavt_ris, tokenizer=words))
+    monkeypatch.setattr('sadlr.models.lavt_ris.load_lavt_ris', partial(load_lavt_ris, tokenizer=words))
     capsys.readouterr()
     sadlr_evaluate(str(path), root, split='test')
     assert [line.split()[0] for line in capsys.readouterr().out.splitlines()[1:]] == ['shapes', 'iteration', '1']

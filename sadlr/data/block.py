@@ -25,9 +25,10 @@ from torch.utils.data import get_worker_info
 from .refer import Refer
 from ..files import Packed
 from ..masks import from_rle
+from ..phrases import check_words, phrase_fault
 from ..pictures import check_size
-from ..preprocess import (IMAGENET, Preprocessing, check_words, load_tokenizer, phrase_fault, square_mask,
-                              square_pixels, tokenize, word_tokenizer)
+from ..preprocess import (IMAGENET, Preprocessing, load_tokenizer, square_mask, square_pixels, tokenize,
+                              word_tokenizer)
 from ..visualize import TRUE, show_overlay
 
 # %% ../../nbs/12_data.block.ipynb #4165b6c5

@@ -25,8 +25,8 @@ from PIL import Image
 from .refer import ID, PARTITIONS, Refer, check_ids, quoted, read_instances
 from ..files import decode_json, decode_text, read_json, sha256
 from ..masks import CocoMask, rle_area, rle_box, to_rle, union_rle
+from ..phrases import phrase_fault
 from ..pictures import open_image
-from ..preprocess import phrase_fault
 
 # %% ../../nbs/15_data.custom.ipynb #98c8d154
 def _values(image):

@@ -25,8 +25,8 @@ from .joint import image_names
 from .refer import IMAGE_PLACES, PARTITIONS, Ref, Refer, elsewhere, look_alikes, partitions_in, quoted
 from ..files import sha256
 from ..masks import rle_area
+from ..phrases import phrase_fault
 from ..pictures import check_size
-from ..preprocess import phrase_fault
 
 # %% ../../nbs/14_data.download.ipynb #d730deae
 @dataclass(frozen=True)

@@ -19,7 +19,8 @@ from transformers import (
     CONFIG_MAPPING, MODEL_FOR_TEXT_ENCODING_MAPPING, MODEL_MAPPING, AutoConfig, BertConfig, BertModel)
 from transformers.models.bert.modeling_bert import BertLayer
 
-from ..preprocess import MAX_WORDS, load_pretrained
+from ..phrases import MAX_WORDS
+from ..preprocess import load_pretrained
 
 # %% ../../nbs/20_models.language.ipynb #def968d9
 WORD_STD = .2 # of the initial word embeddings, ten times BERT's own

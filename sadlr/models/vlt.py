@@ -74,7 +74,7 @@ def add_coordinates(
     h, w = x.shape[2:]
     row, column = (torch.linspace(-1, 1, side, device=x.device, dtype=x.dtype) for side in (h, w))
     places = [column.expand(h, w)]*3 + [row[:, None].expand(h, w)]*3
-    return torch.cat([x, torch.stack(places).expand(len(x), -1, -1, -1)], 1)
+    return torch.cat([x, torch.stack(places).expand(x.shape[0], -1, -1, -1)], 1)
 
 # %% ../../nbs/23_models.vlt.ipynb #11d8d471
 class QueryGeneration(nn.Module):
@@ -235,7 +235,7 @@ def check(self:VLT,
     if (h, w) != (side, side):
         raise ValueError(f'VLT(img_size={side}) takes {side} x {side} images, not {h} x {w}: '
                          'two of its layers turn positions into channels')
-    if len(image) == 1 and norm.training and isinstance(norm, nn.BatchNorm1d):
+    if norm.training and isinstance(norm, nn.BatchNorm1d) and image.shape[0] == 1:
         raise ValueError('VLT normalises sentences over the batch: train it with at least two images in a forward '
                          'pass (bs, accumulate)')
 
