@@ -9,6 +9,7 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
+extras = {extra: cfg[f'{extra}_requirements'].split() for extra in ('torch', 'onnx', 'export', 'dev', 'docs')}
 
 class SourceArchive(sdist):
     "With settings.ini, which this file reads wherever it is built"
@@ -30,7 +31,7 @@ setup(
     package_data={'sadlr': ['assets/*', 'assets/*/*']},
     python_requires=f'>={cfg["min_python"]}',
     install_requires=cfg['requirements'].split(),
-    extras_require={extra: cfg[f'{extra}_requirements'].split() for extra in ('onnx', 'export', 'dev', 'docs')},
+    extras_require=extras | {'dev': extras['torch'] + extras['dev']},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{cfg["lib_name"]}={cfg["lib_name"]}._modidx:d']},
     zip_safe=False,
 )

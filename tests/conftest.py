@@ -7,11 +7,11 @@ def pytest_configure(config):
     "pycocotools with NumPy 2, at every mask: tens of thousands of warnings that pytest would keep and send"
     config.addinivalue_line('filterwarnings', 'ignore:__array__ implementation:DeprecationWarning')
 
-TRAINING = 'test_systems', 'test_train', 'test_pressure', 'test_resume', 'test_distributed', 'test_progress'
+LONG = 'test_systems', 'test_train', 'test_pressure', 'test_resume', 'test_distributed', 'test_progress', 'test_onnx'
 
 def pytest_collection_modifyitems(items):
-    "What trains goes first: of the short files that are left each worker takes as many as it has time for"
-    items.sort(key=lambda item: item.path.stem not in TRAINING)
+    "What trains or exports goes first: of the short files that are left each worker takes as many as it has time for"
+    items.sort(key=lambda item: item.path.stem not in LONG)
 
 def pytest_collection_finish():
     "A million objects of the imported libraries stay till the end: no collection need look at them again"

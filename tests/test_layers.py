@@ -2,6 +2,7 @@
 import ast, re, sys
 from configparser import ConfigParser
 from importlib.metadata import packages_distributions, requires
+from itertools import chain
 from pathlib import Path
 import nbformat, pytest
 from packaging.requirements import Requirement
@@ -66,10 +67,11 @@ def installed_with(lines, seen):
 
 @pytest.fixture(scope='module')
 def runtime():
-    "What is there to import when the package is installed without its dev extra"
+    "What is there to import when the package is installed with its torch extra"
     config = ConfigParser(delimiters=['='])
     config.read(repo/'settings.ini')
-    return installed_with(config['DEFAULT']['requirements'].split(), set())
+    lines = (config['DEFAULT'][name].split() for name in ('requirements', 'torch_requirements'))
+    return installed_with(chain.from_iterable(lines), set())
 
 @pytest.fixture(scope='module')
 def sources(): return packages_distributions()

@@ -1,0 +1,105 @@
+"A model in a file answers as it does in PyTorch, also where there is no PyTorch; what is wrong is said alike"
+import json, subprocess, sys
+from pathlib import Path
+import numpy as np, pytest
+from PIL import Image
+from sadlr.data.shapes import draw_scene
+from sadlr.export import OnnxSegmenter, export_onnx
+from sadlr.models.build import bundled
+
+repo = Path(__file__).parent.parent
+WORDS = 'the small red star left of the large blue cross', 'second circle from the left', 'leftmost heart', 'green square'
+
+@pytest.fixture(scope='module')
+def model(): return bundled('shapes')
+
+@pytest.fixture(scope='module')
+def file(model, tmp_path_factory):
+    export_onnx(model, file := tmp_path_factory.mktemp('export')/'shapes.onnx')
+    return file
+
+@pytest.fixture(scope='module')
+def exported(file): return OnnxSegmenter(file, threads=1)
+
+def test_masks_of_200_scenes(model, exported):
+    "Every pixel of every iteration"
+    for i in range(200):
+        scene = draw_scene(77, i)
+        phrases = [' '.join(look[::-1]) for look in scene.looks[:2]]
+        for ours, theirs in zip(exported.segment(scene.image, phrases), model.segment(scene.image, phrases)):
+            np.testing.assert_array_equal(ours.iterations, theirs.iterations)
+            np.testing.assert_array_equal(ours.mask, theirs.mask)
+            np.testing.assert_allclose(ours.scores, theirs.scores, atol=1e-2)
+
+def photos(folder):
+    "Pictures of odd sizes, modes and orientations, as files"
+    rng = np.random.default_rng(3)
+    def smooth(w, h): return Image.fromarray(rng.integers(0, 256, (7, 9, 3), dtype=np.uint8)).resize((w, h), Image.BICUBIC)
+    for w, h in ((333, 517), (97, 1001), (1, 1), (640, 427), (31, 200), (96, 96)): yield smooth(w, h)
+    for mode in 'L', 'LA', 'P', 'RGBA', 'CMYK', '1': yield smooth(75, 50).convert(mode)
+    yield Image.fromarray((np.asarray(smooth(40, 60).convert('L'))*257.).astype(np.uint16))
+    for orientation in 3, 6, 8:
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        smooth(80, 55).save(path := folder/f'{orientation}.jpg', exif=exif)
+        yield path
+
+def test_masks_of_photos_of_every_kind(model, exported, tmp_path):
+    differing = []
+    for photo in photos(tmp_path):
+        ours, theirs = exported.segment(photo, [*WORDS]), model.segment(photo, [*WORDS])
+        assert [a.iterations.shape for a in ours] == [b.iterations.shape for b in theirs]
+        differing += [(a.iterations != b.iterations).sum() for a, b in zip(ours, theirs)]
+    assert sum(differing) <= 3, differing # at a score of zero rounding decides
+
+@pytest.mark.parametrize('photo, phrase', [
+    ('photo', ''), ('photo', []), ('photo', ['red star', 7]), ('photo', '\ud83d'), ('photo', 'rhombus'), ('missing.png', 'star'),
+    (None, 'star'), (b'no picture', 'star'), (np.zeros((2, 3, 4, 5)), 'star'), ('https://example.org/a.png', 'star')])
+def test_the_same_errors(model, exported, photo, phrase):
+    def told(segmenter):
+        try: segmenter.segment(draw_scene(1, 1).image if photo == 'photo' else photo, phrase)
+        except (ValueError, OSError) as error: return type(error), str(error)
+    assert told(exported) == told(model) != None
+
+def test_what_travels_with_it(model, exported):
+    about, config = exported.about, model.config
+    assert (about.img_size, about.iterations, about.license) == (config['img_size'], 3, 'apache-2.0')
+    assert (about.mean, about.std) == (config['preprocessing']['mean'], config['preprocessing']['std'])
+    assert json.loads(about.tokenizer)['model']['vocab'] == model.tokenizer.get_vocab()
+
+WITHOUT = '''
+import os, sys, warnings
+from importlib.util import find_spec
+sys.path[:0] = sys.argv[1:3]
+there = [name for name in ('torch', 'torchvision', 'transformers', 'fastai', 'scipy', 'matplotlib', 'pandas') if find_spec(name)]
+assert not there, there
+import numpy as np
+from sadlr.export import OnnxSegmenter
+beside = {name.split('.')[0] for name in sys.modules} - set(sys.stdlib_module_names)
+assert not beside & {'fastcore', 'msgspec', 'filelock'}, beside
+answer = OnnxSegmenter('shapes.onnx').segment('scene.png', 'red star')
+np.save('without.npy', answer.iterations)
+from sadlr.predict import sadlr_predict
+sys.argv = ['sadlr_predict', 'scene.png', 'red star', '--model', sys.argv[3], '--out', 'overlay.png']
+sadlr_predict()
+'''
+
+def test_without_pytorch(model, file, tmp_path):
+    "Nothing is there but what the extra onnx brings"
+    (there := tmp_path/'there').mkdir()
+    subprocess.run([sys.executable, repo/'.ci'/'borrow', there, 'onnx'], check=True)
+    (tmp_path/'shapes.onnx').symlink_to(file)
+    scene = draw_scene(77, 3)
+    Image.fromarray(scene.image).save(tmp_path/'scene.png')
+    def run(model):
+        return subprocess.run([sys.executable, '-I', '-S', '-c', WITHOUT, repo, there, model], cwd=tmp_path,
+                              capture_output=True, text=True)
+    done = run('shapes.onnx')
+    assert (done.returncode, done.stderr) == (0, '') and done.stdout.startswith('overlay.png: '), done
+    theirs = model.segment(scene.image, 'red star')
+    np.testing.assert_array_equal(np.load(tmp_path/'without.npy'), theirs.iterations)
+    changed = (np.asarray(Image.open(tmp_path/'overlay.png')) != scene.image).any(2)
+    assert changed[theirs.mask].all()
+    refused = run('runs/shapes/model')
+    assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
+    assert 'is not installed; pip install "sadlr[torch]", or take a file' in refused.stderr
