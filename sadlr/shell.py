@@ -64,8 +64,9 @@ def options_parser(
     def fail(message): parser.exit(2, f'{parser.prog}: {" ".join(message.split())}; --help names all options\n')
     parser.error = fail
     parser.description = func.__doc__
-    for action in {*parser._option_string_actions.values()}:
-        if action.type: action.type = not_empty(json_arg if action.type is dict else action.type)
+    for action in parser._actions:
+        if action.option_strings and action.type:
+            action.type = not_empty(json_arg if action.type is dict else action.type)
         if action.help: action.help = with_names(action.help, getattr(func, 'tables', {}))
     return parser
 
