@@ -12,7 +12,11 @@ __all__ = list(_ROOMS)
 
 def __getattr__(name):
     if name not in _ROOMS: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    globals()[name] = found = getattr(import_module(f'{__name__}.{_ROOMS[name]}'), name)
+    try: room = import_module(f'{__name__}.{_ROOMS[name]}')
+    except ModuleNotFoundError as error:
+        error.msg = f'{error.name} is not installed: pip install "sadlr[torch]"'
+        raise
+    globals()[name] = found = getattr(room, name)
     return found
 
 def __dir__(): return sorted({*globals(), *__all__})

@@ -31,7 +31,7 @@ from .export import PRECISIONS, export_onnx
 from .learner import OPTIMIZERS
 from .losses import LOSSES
 from .metrics import PROTOCOLS, named_protocol
-from .models.build import BUNDLED, ENCODERS, HEADS, LANGUAGES, bundled, pick
+from .models.build import BUNDLED, ENCODERS, HEADS, LANGUAGES, pick
 from .models.swin import SIZES
 from .predict import load_model, sadlr_predict
 from .predictions import read_predictions, save_predictions, score_predictions
@@ -111,7 +111,8 @@ def check_no_model(
 # %% ../nbs/51_cli.ipynb #474daeeb
 @command
 def sadlr_evaluate(
-    model:str=None,         # saved model's folder, hub name or LAVT's weights (.pth); none: runs/DATASET/model
+    model:str=None,         # saved model's folder, hub name, LAVT's weights (.pth) or one of `BUNDLED`;
+                            # none: runs/DATASET/model
     root:Path='data',       # folder of the data sets
     dataset:str='shapes',   # a folder of ROOT
     split_by:str=None,      # partition; none: the usual one
@@ -157,8 +158,7 @@ def sadlr_export(
     license:str='apache-2.0', # of the weights
 ):
     "Write a model as one ONNX file with its tokenizer, and compare its masks with the model's"
-    if str(model).endswith('.onnx'): raise ValueError(f'model={model} is such a file already')
-    report = export_onnx(bundled(model) if model in BUNDLED else load_model(model), file, img_size, precision, license)
+    report = export_onnx(load_model(model), file, img_size, precision, license)
     print(f"{file}: {report['MB']:.1f} MB; {report['pixels']:.3%} of the masks' pixels differ from PyTorch's, "
           f"scores by {report['scores']:.1g} at most")
 

@@ -93,6 +93,27 @@ def needed(
     except ModuleNotFoundError as error:
         raise ValueError(f'{error.name} is not installed: pip install "sadlr[{extra}]"') from error
 
+def open_graph(
+    file:str|Path,
+    threads:int|None,
+    providers:list,
+):                  # a session of onnxruntime
+    "What onnxruntime makes of a file, on the devices that were asked for and no others"
+    runtime = needed('onnxruntime', 'onnx')
+    if not Path(file).is_file(): raise FileNotFoundError(f'no file at {file}')
+    if threads is not None and threads < 1: raise ValueError(f'threads={threads}: it takes 1 at least')
+    names = [one if isinstance(one, str) else one[0] for one in providers] # one may come with options
+    there = runtime.get_available_providers()
+    if missing := {*names} - {*there}:
+        raise ValueError(f'providers: this onnxruntime has no {", ".join(sorted(missing))}, but {", ".join(there)}')
+    options = runtime.SessionOptions()
+    options.log_severity_level = 4 # errors are raised
+    options.intra_op_num_threads = threads or 0
+    try: return runtime.InferenceSession(str(file), options, providers=providers)
+    except Exception as error: # of a class of its own for each reason
+        raise ValueError(f'{file} is no model that onnxruntime can read: {brief(error)}') from error
+
+# %% ../nbs/34_export.ipynb #34chk001
 def check_graph(
     session,        # of onnxruntime
     about:About,
@@ -116,18 +137,9 @@ class OnnxSegmenter:
         providers:list|None=None,      # of onnxruntime, such as ['CUDAExecutionProvider', 'CPUExecutionProvider'];
                                        # `None`: the CPU
     ):
-        runtime = needed('onnxruntime', 'onnx')
-        if not Path(file).is_file(): raise FileNotFoundError(f'no file at {file}')
-        options = runtime.SessionOptions()
-        options.log_severity_level = 4 # errors are raised
-        if threads: options.intra_op_num_threads = threads
-        providers = providers or ['CPUExecutionProvider']
-        try: self.session = session = runtime.InferenceSession(str(file), options, providers=providers)
-        except Exception as error: # of a class of its own for each reason
-            raise ValueError(f'{file} is no model that onnxruntime can read: {brief(error)}') from error
-        self.file, told = Path(file), session.get_modelmeta().custom_metadata_map.get('sadlr')
-        self.about = about = checked_about(told, file)
-        check_graph(session, about, file)
+        self.file, self.session = Path(file), open_graph(file, threads, providers or ['CPUExecutionProvider'])
+        self.about = about = checked_about(self.session.get_modelmeta().custom_metadata_map.get('sadlr'), file)
+        check_graph(self.session, about, file)
         try: self.tokenizer = PhraseTokenizer(about.tokenizer, about.pad_id, about.unknown_ids)
         except Exception as error: # whatever the Rust below says
             raise ValueError(f'{file}: its tokenizer cannot be read ({brief(error)})') from error
@@ -169,10 +181,13 @@ def facts(
     if not getattr(tokenizer, 'is_fast', False):
         raise ValueError(f'{type(tokenizer).__name__}: only a tokenizer of the library `tokenizers` can be exported')
     interpolation = {'nearest-exact': 'nearest'}.get(given.interpolation, given.interpolation)
-    return About(img_size or model.config['img_size'], [*given.mean], [*given.std], interpolation,
+    size = model.config['img_size'] if img_size is None else img_size
+    if not 1 <= size <= 4096: raise ValueError(f'img_size={size}: it takes 1 at least, and 4096 at most')
+    return About(size, [*given.mean], [*given.std], interpolation,
                  getattr(model.head, 'iterations', 1), tokenizer.backend_tokenizer.to_str(), model.pad_id,
                  sorted(unknown_ids(tokenizer)), license)
 
+# %% ../nbs/34_export.ipynb #34gra001
 def as_graph(
     model,         # a `ReferSegmenter`, in evaluation mode
     about:About,
@@ -185,7 +200,7 @@ def as_graph(
         def __init__(self):
             super().__init__()
             self.model = model
-        def forward(self, image, token_ids): return self.model(image, token_ids, token_ids != model.pad_id)
+        def forward(self, image, token_ids): return self.model(image, token_ids, token_ids != model.pad_id).float()
     device = next(model.parameters()).device
     token_ids = torch.tensor(token_rows(['a', 'the red star'], model.tokenizer)[0], device=device)
     batch = {0: torch.export.Dim('batch', min=1, max=2**15)}
@@ -258,7 +273,8 @@ def export_onnx(
     if precision not in PRECISIONS: raise ValueError(f'precision={precision!r}: choose one of {", ".join(PRECISIONS)}')
     if file.suffix != '.onnx': raise ValueError(f'file={file}: a name that ends in .onnx')
     needed('onnxruntime', 'export')
-    about, new = facts(model, img_size, license), file.with_name(f'{file.stem}.new.onnx')
+    about, new = facts(model, img_size, license), file.with_name(f'{file.name}.new')
+    with files.writing(new): new.touch() # where it cannot be written, that is known now
     try:
         with import_module('sadlr.models.segmenter').evaluating(model):
             program = as_graph(model, about)

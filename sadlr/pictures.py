@@ -189,14 +189,14 @@ ORANGE = 1, 127/255, 14/255 # of predictions; `tab:orange` in matplotlib
 
 def grow(mask, width):
     "The mask (H, W) and every pixel within `width` of it, in a square"
-    grown = mask.copy()
     for axis in (0, 1):
-        mask, grown = np.moveaxis(grown, axis, 0).copy(), np.moveaxis(grown, axis, 0)
+        lines = np.moveaxis(mask, axis, 0)
+        grown = lines.copy()
         for step in range(1, width + 1):
-            grown[step:] |= mask[:-step]
-            grown[:-step] |= mask[step:]
-        grown = np.moveaxis(grown, 0, axis)
-    return grown
+            grown[step:] |= lines[:-step]
+            grown[:-step] |= lines[step:]
+        mask = np.moveaxis(grown, 0, axis)
+    return mask
 
 def paint_mask(
     image:np.ndarray,  # (H, W, 3) float from 0 to 1

@@ -7,28 +7,26 @@ __all__ = ['sadlr_predict']
 
 # %% ../nbs/35_predict.ipynb #a85aa063
 import io
-from importlib import import_module
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
-from .export import OnnxSegmenter
+from .export import OnnxSegmenter, needed
 from .files import write_file
 from .pictures import open_image, paint_mask
 from .shell import command
 
 # %% ../nbs/35_predict.ipynb #f89c3c33
 def load_model(
-    name:str, # folder of `save_pretrained`, hub name, LAVT's weights (.pth), or a file of `export_onnx` (.onnx)
-):            # a `ReferSegmenter` on the device that there is, or an `OnnxSegmenter`
-    "A trained model"
-    if str(name).endswith('.onnx'): return OnnxSegmenter(name)
-    try: models, fastai = import_module('sadlr.models.lavt_ris'), import_module('fastai.torch_core')
-    except ModuleNotFoundError as error:
-        raise ValueError(f'model={name}: {error.name} is not installed; pip install "sadlr[torch]", or take a file '
-                         'that sadlr_export wrote') from error
-    load = models.load_lavt_ris if str(name).endswith('.pth') else models.ReferSegmenter.from_pretrained
+    name:str, # folder of `save_pretrained`, hub name, LAVT's published weights (.pth), or a name in `BUNDLED`
+):            # a `ReferSegmenter`, on the device that there is
+    "A trained model of PyTorch"
+    if str(name).endswith('.onnx'): raise ValueError(f'model={name}: only sadlr_predict takes such a file')
+    lavt_ris, build, fastai = (needed(module, 'torch') for module in (
+        'sadlr.models.lavt_ris', 'sadlr.models.build', 'fastai.torch_core'))
+    load = lavt_ris.load_lavt_ris if str(name).endswith('.pth') else build.ReferSegmenter.from_pretrained
+    if name in build.BUNDLED and not Path(name).exists(): load = build.bundled
     return load(name).to(fastai.default_device())
 
 # %% ../nbs/35_predict.ipynb #b49c9d63
@@ -36,7 +34,8 @@ def load_model(
 def sadlr_predict(
     image:Path,                    # a photo
     phrase:str,                    # what to find in it
-    model:str='runs/shapes/model', # saved model's folder, hub name, LAVT's published weights (.pth), or a file (.onnx)
+    model:str='runs/shapes/model', # saved model's folder, hub name, LAVT's published weights (.pth), 'shapes', which
+                                   # ships with the package, or a file of sadlr_export (.onnx)
     out:Path='overlay.png',        # picture to write: the photo with the mask over it
 ):
     "Find what a phrase names in a photo and write the photo with the mask over it"
@@ -45,7 +44,8 @@ def sadlr_predict(
     photo = open_image(image)
     if kind not in Image.SAVE: raise ValueError(f'out={out}: no picture is written in files of that name, take OUT.png')
     if out.exists() and out.samefile(image): raise ValueError(f'out={out} is the photo itself: choose another name')
-    answer = load_model(model).segment(photo, phrase)
+    segmenter = OnnxSegmenter(model) if model.endswith('.onnx') else load_model(model)
+    answer = segmenter.segment(photo, phrase)
     picture = io.BytesIO()
     Image.fromarray(paint_mask(np.asarray(photo)/255, answer.mask)).save(picture, kind)
     write_file(out, picture.getvalue())

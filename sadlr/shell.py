@@ -70,6 +70,7 @@ def options_parser(
         if action.help: action.help = with_names(action.help, getattr(func, 'tables', {}))
     return parser
 
+# %% ../nbs/09_shell.ipynb #09shl008
 def read_options(
     func,             # a command, or a function with documented, annotated parameters
     words:list[str],  # of the command line, without the command
@@ -124,7 +125,14 @@ def end_on_signals(
         if handler != signal.SIG_IGN: signal.signal(number, end)
     return before
 
-if (_own := Path(sys.argv[0]).stem).startswith('sadlr_'): end_on_signals(_own)
+def tell_what_is_missing(kind, error, trace):
+    "In the place of `sys.excepthook`: a package that is not installed is one line"
+    if not issubclass(kind, ModuleNotFoundError): return sys.__excepthook__(kind, error, trace)
+    print(f'{Path(sys.argv[0]).stem}: {error.name} is not installed: pip install "sadlr[torch]"', file=sys.stderr)
+
+if (_own := Path(sys.argv[0]).stem).startswith('sadlr_'):
+    sys.excepthook = tell_what_is_missing
+    end_on_signals(_own)
 
 # %% ../nbs/09_shell.ipynb #53d28e52
 def run_in_shell(

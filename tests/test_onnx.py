@@ -84,22 +84,36 @@ sys.argv = ['sadlr_predict', 'scene.png', 'red star', '--model', sys.argv[3], '-
 sadlr_predict()
 '''
 
-def test_without_pytorch(model, file, tmp_path):
-    "Nothing is there but what the extra onnx brings"
-    (there := tmp_path/'there').mkdir()
-    subprocess.run([sys.executable, repo/'.ci'/'borrow', there, 'onnx'], check=True)
+@pytest.fixture(scope='module')
+def there(tmp_path_factory):
+    "What the extra onnx brings, and nothing else"
+    folder = tmp_path_factory.mktemp('there')
+    subprocess.run([sys.executable, repo/'.ci'/'borrow', folder, 'onnx'], check=True)
+    return folder
+
+def alone(there, folder, code, *words):
+    "A process in which only that can be imported"
+    return subprocess.run([sys.executable, '-I', '-S', '-c', code, repo, there, *words], cwd=folder, capture_output=True, text=True)
+
+def test_without_pytorch(model, file, there, tmp_path):
     (tmp_path/'shapes.onnx').symlink_to(file)
     scene = draw_scene(77, 3)
     Image.fromarray(scene.image).save(tmp_path/'scene.png')
-    def run(model):
-        return subprocess.run([sys.executable, '-I', '-S', '-c', WITHOUT, repo, there, model], cwd=tmp_path,
-                              capture_output=True, text=True)
-    done = run('shapes.onnx')
+    done = alone(there, tmp_path, WITHOUT, 'shapes.onnx')
     assert (done.returncode, done.stderr) == (0, '') and done.stdout.startswith('overlay.png: '), done
     theirs = model.segment(scene.image, 'red star')
     np.testing.assert_array_equal(np.load(tmp_path/'without.npy'), theirs.iterations)
     changed = (np.asarray(Image.open(tmp_path/'overlay.png')) != scene.image).any(2)
     assert changed[theirs.mask].all()
-    refused = run('runs/shapes/model')
-    assert refused.returncode == 1 and len(refused.stderr.splitlines()) == 1
-    assert 'is not installed; pip install "sadlr[torch]", or take a file' in refused.stderr
+    refused = alone(there, tmp_path, WITHOUT, 'shapes')
+    assert refused.returncode == 1 and refused.stderr.endswith('is not installed: pip install "sadlr[torch]"\n')
+    assert len(refused.stderr.splitlines()) == 1
+
+@pytest.mark.parametrize('line', ['import sadlr.cli', 'from sadlr import bundled'])
+def test_what_needs_pytorch_says_so(there, tmp_path, line):
+    "A command in one line; Python with its traceback"
+    name = 'sadlr_train' if 'cli' in line else 'python'
+    done = alone(there, tmp_path, f"import sys; sys.path[:0], sys.argv = sys.argv[1:3], ['/usr/bin/{name}']; {line}")
+    *before, last = done.stderr.splitlines()
+    assert done.returncode == 1 and last.endswith('is not installed: pip install "sadlr[torch]"'), done.stderr
+    assert name == 'python' or last.startswith('sadlr_train: ') and not before
