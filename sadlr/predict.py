@@ -9,13 +9,14 @@ __all__ = ['sadlr_predict']
 import io
 from pathlib import Path
 
+from .shell import command # first: it turns what is missing below into one line
+
 import numpy as np
 from PIL import Image
 
 from .export import OnnxSegmenter, needed
 from .files import write_file
 from .pictures import open_image, paint_mask
-from .shell import command
 
 # %% ../nbs/35_predict.ipynb #f89c3c33
 def load_model(

@@ -109,11 +109,11 @@ def test_without_pytorch(model, file, there, tmp_path):
     assert refused.returncode == 1 and refused.stderr.endswith('is not installed: pip install "sadlr[torch]"\n')
     assert len(refused.stderr.splitlines()) == 1
 
-@pytest.mark.parametrize('line', ['import sadlr.cli', 'from sadlr import bundled'])
-def test_what_needs_pytorch_says_so(there, tmp_path, line):
-    "A command in one line; Python with its traceback"
-    name = 'sadlr_train' if 'cli' in line else 'python'
+@pytest.mark.parametrize('name, line', [('sadlr_train', 'import sadlr.cli'), ('python', 'from sadlr import bundled'),
+                                        ('sadlr_predict', "sys.modules['tokenizers'] = None; import sadlr.predict")])
+def test_what_is_missing_is_said(there, tmp_path, name, line):
+    "By a command in one line; by Python with its traceback"
     done = alone(there, tmp_path, f"import sys; sys.path[:0], sys.argv = sys.argv[1:3], ['/usr/bin/{name}']; {line}")
     *before, last = done.stderr.splitlines()
     assert done.returncode == 1 and last.endswith('is not installed: pip install "sadlr[torch]"'), done.stderr
-    assert name == 'python' or last.startswith('sadlr_train: ') and not before
+    assert name == 'python' or last.startswith(f'{name}: ') and not before
