@@ -1,7 +1,7 @@
 "What all tests share"
 import gc
 from functools import partial
-import pytest
+import pytest, torch
 
 def pytest_configure(config):
     "pycocotools with NumPy 2, at every mask: tens of thousands of warnings that pytest would keep and send"
@@ -17,6 +17,13 @@ def pytest_collection_finish():
     "A million objects of the imported libraries stay till the end: no collection need look at them again"
     gc.collect()
     gc.freeze()
+
+@pytest.fixture(autouse=True, scope='session')
+def backward_before_export():
+    """At the first backward pass PyTorch starts its threads, one for each kind of device it knows: none here.
+
+    An export registers more kinds. Where it came first, a process forked later (see forked.py) could not train"""
+    torch.ones(1, requires_grad=True).sum().backward()
 
 @pytest.fixture(autouse=True, scope='session')
 def one_row():
