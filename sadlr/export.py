@@ -9,6 +9,8 @@ __all__ = ['OnnxSegmenter', 'export_onnx']
 import json
 import logging
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
 from typing import NamedTuple
@@ -125,6 +127,7 @@ def check_graph(
     s, ours = about.img_size, found.get('scores', ('', [0]*5))
     fits = dict(image=('tensor(float)', ['B', 3, s, s]), token_ids=('tensor(int64)', ['B', MAX_WORDS]),
                 scores=('tensor(float)', ['B', about.iterations, 2, *ours[1][3:]]))
+    if 'queries' in found: fits['queries'] = ('tensor(float)', ['B', about.iterations, *found['queries'][1][2:]])
     if found != fits or len(ours[1]) != 5:
         raise ValueError(f'{name}: its graph is {found}, its metadata tell of {fits}')
 
@@ -187,6 +190,21 @@ def facts(
                  getattr(model.head, 'iterations', 1), tokenizer.backend_tokenizer.to_str(), model.pad_id,
                  sorted(unknown_ids(tokenizer)), license)
 
+# %% ../nbs/34_export.ipynb #5b3288a9
+@contextmanager
+def noted_queries(
+    head,             # of a model
+) -> Iterator[list]:  # (B, C) of each iteration, after a pass; none of a head without queries
+    "What a head filters with while the block runs"
+    queries, ask = [], getattr(head, 'score_positions', None) # asked once an iteration
+    def noted(y, query, i):
+        queries.append(query)
+        return ask(y, query, i)
+    if ask: head.score_positions = noted
+    try: yield queries
+    finally:
+        if ask: del head.score_positions
+
 # %% ../nbs/34_export.ipynb #34gra001
 def as_graph(
     model,         # a `ReferSegmenter`, in evaluation mode
@@ -200,15 +218,19 @@ def as_graph(
         def __init__(self):
             super().__init__()
             self.model = model
-        def forward(self, image, token_ids): return self.model(image, token_ids, token_ids != model.pad_id).float()
+        def forward(self, image, token_ids):
+            with noted_queries(model.head) as queries:
+                scores = self.model(image, token_ids, token_ids != model.pad_id).float()
+            return (scores, torch.stack(queries, 1).float()) if queries else scores
     device = next(model.parameters()).device
     token_ids = torch.tensor(token_rows(['a', 'the red star'], model.tokenizer)[0], device=device)
     batch = {0: torch.export.Dim('batch', min=1, max=2**15)}
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter('ignore') # of how PyTorch follows a pass
         given = torch.zeros(2, 3, about.img_size, about.img_size, device=device), token_ids
-        model(*given) # what a model keeps from pass to pass must not come from a pass that is only followed
-        options = dict(input_names=['image', 'token_ids'], output_names=['scores'], dynamic_shapes=(batch, batch))
+        # what a model keeps from pass to pass must not come from a pass that is followed: one comes before
+        names = ['scores', 'queries'] if isinstance(Asked()(*given), tuple) else ['scores']
+        options = dict(input_names=['image', 'token_ids'], output_names=names, dynamic_shapes=(batch, batch))
         try: program = torch.onnx.export(Asked().eval(), given, dynamo=True, verbose=False, **options)
         except torch.onnx.OnnxExporterError as error:
             parts = (type(part).__name__ for part in (model.language, model.encoder, model.head))

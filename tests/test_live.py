@@ -1,0 +1,297 @@
+"The page on which a model runs in a browser, driven in Chromium: it answers as Python does, and what is wrong is one line"
+import base64, io, json, shutil, subprocess, sys
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from importlib.util import find_spec
+from pathlib import Path
+from threading import Thread
+import numpy as np, pytest
+from PIL import Image
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from sadlr.data.shapes import draw_scene
+from sadlr.export import OnnxSegmenter, enlarge, export_onnx
+from sadlr.models.build import bundled
+from sadlr.phrases import MAX_WORDS, PhraseTokenizer, token_rows, unknown_words
+from test_onnx import WORDS, photos
+
+repo = Path(__file__).parent.parent
+BROWSER, DRIVER = (next(filter(None, map(shutil.which, names)), None)
+                   for names in (('chromium', 'google-chrome', 'chrome'), ('chromedriver',)))
+NEEDED = {'chromium': BROWSER, 'chromedriver': DRIVER, 'npm': shutil.which('npm'), 'selenium': find_spec('selenium')}
+pytestmark = pytest.mark.skipif(not all(NEEDED.values()), reason='the page was NOT tested, for want of ' + ', '.join(
+    name for name, found in NEEDED.items() if not found))
+FLAGS = ('--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
+         '--disable-component-update --disable-sync').split()
+
+@pytest.fixture(scope='module')
+def folder(tmp_path_factory):
+    "The page, alone, with the shipped model"
+    place = tmp_path_factory.mktemp('live')
+    export_onnx(bundled('shapes'), file := place/'shapes.onnx')
+    subprocess.run([sys.executable, repo/'.ci'/'live', place/'page', '--model', file], check=True)
+    return place/'page'
+
+@pytest.fixture(scope='module')
+def exported(folder): return OnnxSegmenter(folder/'model.onnx', threads=1)
+
+class Silent(SimpleHTTPRequestHandler):
+    def log_message(self, *args): pass
+
+@pytest.fixture(scope='module')
+def address(folder):
+    server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Silent, directory=folder))
+    Thread(target=server.serve_forever, daemon=True).start()
+    yield f'http://127.0.0.1:{server.server_port}/'
+    server.shutdown()
+
+@pytest.fixture(scope='module')
+def chromium():
+    from selenium import webdriver
+    options = webdriver.ChromeOptions()
+    options.binary_location = BROWSER
+    for flag in (*FLAGS, '--window-size=1280,1000'): options.add_argument(flag)
+    options.set_capability('goog:loggingPrefs', {'browser': 'ALL', 'performance': 'ALL'})
+    driver = webdriver.Chrome(options, webdriver.ChromeService(DRIVER))
+    driver.set_script_timeout(200)
+    yield driver
+    driver.quit()
+
+@pytest.fixture
+def page(chromium, address):
+    "The page as a visitor finds it"
+    def opened(hash=''):
+        chromium.get('about:blank')
+        chromium.get(address + hash)
+        wait(chromium, "document.documentElement.dataset.ready")
+        return chromium
+    return opened
+
+def wait(driver, condition, seconds=60):
+    from selenium.webdriver.support.ui import WebDriverWait
+    return WebDriverWait(driver, seconds, .02).until(lambda d: d.execute_script(f'return {condition}'))
+
+def run(driver, code, *args):
+    "What async code of JavaScript returns; its own arguments are in `given`"
+    answer = driver.execute_async_script('''const given = [...arguments], done = given.pop()
+        ;(async () => { ''' + code + ''' })().then(value => done([value, null]), error => done([null, String(error.message)]))''', *args)
+    if answer[1] is not None: raise RuntimeError(answer[1])
+    return answer[0]
+
+def text(driver, name): return driver.execute_script(f"return document.getElementById('{name}').textContent")
+
+# ---- the modules answer as Python does
+
+def bert():
+    "A tokenizer of words in pieces, as BERT has it"
+    pieces = ['[PAD]', '[UNK]', '[CLS]', '[SEP]', '[MASK]', 'play', '##ing', '##s', 'un', '##play', 'a', '##a', 'ü', 'u', '1', '##2', '.', '-', '東', 'é']
+    made = Tokenizer(models.WordPiece({p: i for i, p in enumerate(pieces)}, unk_token='[UNK]', max_input_chars_per_word=100))
+    made.normalizer, made.pre_tokenizer = normalizers.BertNormalizer(), pre_tokenizers.BertPreTokenizer()
+    made.post_processor = processors.TemplateProcessing('[CLS] $A [SEP]', special_tokens=[('[CLS]', 2), ('[SEP]', 3)])
+    made.add_special_tokens(pieces[:5])
+    return PhraseTokenizer(made.to_str(), 0, [0, 1, 2, 3, 4])
+
+def odd_phrases():
+    rng = np.random.default_rng(0)
+    letters = [*'aAuUüÜéÉ1₂ .-_,\t\u00a0\u0301\u200b\u3000東京İßΣſﬁ🟥\u0085', 'play', 'ing', 'un', ' red', ' star ', '[MASK]', '[UNK]', ' the', 'left']
+    for _ in range(400): yield 'a' + ''.join(rng.choice(letters, rng.integers(0, 12)))
+
+def test_token_ids(page, exported):
+    phrases = [*WORDS, *odd_phrases(), 'a' * 101, 'play' * 40]
+    for tokenizer in exported.tokenizer, bert():
+        ids = run(page(), '''const {Tokenizer} = await import('./phrases.js')
+            const [json, pad, unknown, length, phrases] = given, tokenizer = new Tokenizer(JSON.parse(json), pad, unknown, length)
+            return phrases.map(phrase => [tokenizer.encode(phrase).ids, tokenizer.marked(phrase).filter(({known}) => !known).length])''',
+            tokenizer.backend.to_str(), tokenizer.pad_token_id, [*tokenizer.all_special_ids], MAX_WORDS, phrases)
+        for phrase, (row, unknown) in zip(phrases, ids):
+            assert row == token_rows(phrase, tokenizer)[0][0], ascii(phrase)
+            assert bool(unknown) == bool(unknown_words(phrase, tokenizer)), ascii(phrase)
+
+FILTERS = 'nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos'
+
+def test_pixels_of_a_resized_picture(page):
+    "Those of Pillow 13; a sine may differ in its last bit"
+    driver, rng = page(), np.random.default_rng(0)
+    for size in (96, 96), (150, 97), (97, 150), (640, 427), (7, 5), (1, 40), (300, 1):
+        pixels = rng.integers(0, 256, (*size[::-1], 4), dtype=np.uint8)
+        found = run(driver, '''const {resize} = await import('./pixels.js')
+            const [coded, width, height, filters] = given, data = Uint8Array.from(atob(coded), c => c.charCodeAt(0))
+            return filters.map(filter => [...resize({data, width, height}, 96, 96, filter)])''',
+            base64.b64encode(pixels.tobytes()).decode(), *size, FILTERS)
+        for name, ours in zip(FILTERS, found):
+            planes = (Image.fromarray(pixels[..., c]).resize((96, 96), Image.Resampling[name.upper()]) for c in range(4))
+            theirs = np.stack([*map(np.asarray, planes)], 2)
+            differ = np.reshape(ours, (96, 96, 4)) != theirs
+            assert differ.mean() <= 1e-4*(name in ('hamming', 'lanczos')), f'{size} {name}'
+
+MASKS = '''
+const {Segmenter} = await import('./segmenter.js'), {readPicture} = await import('./pixels.js')
+globalThis.segmenter ??= await Segmenter.open()
+await segmenter.load()
+const answers = []
+for (const [coded, phrases] of given[0]) {
+  const picture = await readPicture(new File([Uint8Array.from(atob(coded), c => c.charCodeAt(0))], 'photo'))
+  const square = segmenter.square(picture), {width, height} = picture
+  for (const phrase of phrases) {
+    const {scores} = await segmenter.segment(square, phrase, width, height)
+    answers.push([width, height, scores.map(map => map.reduce((bits, score) => bits + (score > 0 ? '1' : '0'), ''))])
+  }
+}
+return answers'''
+
+def masks_in(driver, asked):
+    "(n, H, W) of each phrase; `asked`: bytes of a picture, and phrases"
+    for width, height, maps in run(driver, MASKS, [(base64.b64encode(content).decode(), phrases) for content, phrases in asked]):
+        yield np.array([[*map(int, bits)] for bits in maps], bool).reshape(len(maps), height, width)
+
+def as_png(image):
+    buffer = io.BytesIO()
+    image.save(buffer, 'png')
+    return buffer.getvalue()
+
+def test_masks_of_200_scenes(page, exported):
+    "Every pixel of every iteration"
+    driver, differing = page(), []
+    for first in range(0, 200, 20):
+        scenes = [draw_scene(77, i) for i in range(first, first + 20)]
+        asked = [(Image.fromarray(scene.image), [' '.join(look[::-1]) for look in scene.looks[:2]]) for scene in scenes]
+        theirs = [answer.iterations for image, phrases in asked for answer in exported.segment(image, phrases)]
+        ours = [*masks_in(driver, [(as_png(image), phrases) for image, phrases in asked])]
+        differing += [int((a != b).sum()) for a, b in zip(ours, theirs, strict=True)]
+    assert len(differing) == 400 and sum(differing) <= 3, differing # at a score of zero rounding decides
+
+def test_masks_of_photos_of_every_kind(page, exported, tmp_path):
+    driver, shares = page(), []
+    for photo in photos(tmp_path):
+        if isinstance(photo, Path): content = photo.read_bytes()
+        else: content = as_png(photo.convert('RGB') if photo.mode == 'CMYK' else photo)
+        theirs = [answer.iterations for answer in exported.segment(content, [*WORDS])]
+        ours = [*masks_in(driver, [(content, WORDS)])]
+        assert [a.shape for a in ours] == [b.shape for b in theirs]
+        shares.append(max((a != b).mean() for a, b in zip(ours, theirs)))
+
+    assert max(shares) <= .001, shares # of a JPEG a browser decodes some pixels by one level otherwise
+
+# ---- the page
+
+def answered(driver):
+    wait(driver, "document.getElementById('status').textContent || !document.getElementById('alert').hidden")
+    return text(driver, 'status'), text(driver, 'alert')
+
+def asked(driver, phrase):
+    from selenium.webdriver import Keys
+    driver.execute_script("document.getElementById('status').textContent = ''")
+    field = driver.find_element('id', 'phrase')
+    field.clear()
+    field.send_keys(phrase, Keys.ENTER)
+    return answered(driver)
+
+def test_little_is_loaded_before_a_question(page, address, folder):
+    driver = page()
+    sizes = "performance.getEntriesByType('resource').map(r => [r.name, r.transferSize])"
+    before = dict(wait(driver, sizes))
+    assert sum(before.values()) < 1e6 and not any('onnx' in name or 'wasm' in name for name in before)
+    status, alert = asked(driver, 'the small square above the purple circle')
+    assert 'iteration 3: ' in status and not alert
+    after = dict(wait(driver, sizes))
+    assert {name.removeprefix(address) for name in after} <= {str(f.relative_to(folder)) for f in folder.iterdir()}
+    log = [entry for entry in driver.get_log('browser') if entry['level'] == 'SEVERE']
+    assert not log, log
+
+def test_by_keyboard_alone(page):
+    "Every control is reached, has a name, and works"
+    from selenium.webdriver import ActionChains, Keys
+    driver, names = page(), []
+    asked(driver, 'red cross')
+    driver.execute_script("document.querySelector('a').focus()")
+    for _ in range(60):
+        ActionChains(driver).send_keys(Keys.TAB).perform()
+        control = driver.switch_to.active_element
+        if control.tag_name == 'body': break
+        names.append(control.accessible_name)
+        assert control.accessible_name, control.get_attribute('outerHTML')
+    for name in 'Scene 1: ', 'Draw a new scene', 'Your own picture', 'Phrase', 'Ask', 'Words that the model knows', 'Play', 'Iteration', 'Copy a link':
+        assert any(found.startswith(name) for found in names), (name, names)
+    slider = driver.find_element('id', 'iteration')
+    slider.send_keys(Keys.ARROW_LEFT)
+    assert 'iteration 2: ' in text(driver, 'status') and slider.get_attribute('aria-valuetext').startswith('iteration 2: ')
+    assert driver.find_element('id', 'mask').get_attribute('aria-label').startswith('The picture with the mask of iteration 2: ')
+    driver.find_element('id', 'play').send_keys(Keys.ENTER)
+    assert 'iteration 3: ' in text(driver, 'status') and text(driver, 'play') == 'Pause'
+
+def test_unknown_words(page):
+    "Marked as they are typed; a phrase of none but such words is not answered"
+    driver = page()
+    driver.find_element('id', 'phrase').clear()
+    driver.find_element('id', 'phrase').send_keys('the shiny red cross, please')
+    marked = driver.execute_script("return [...document.querySelectorAll('#echo mark')].map(m => m.textContent)")
+    assert marked == ['shiny', 'please'] and 'does not know the words' in text(driver, 'echo')
+    status, alert = asked(driver, 'a dog')
+    assert (status, alert) == ('', 'The model knows none of these words: a, dog.')
+    status, alert = asked(driver, 'rotes kreuz left')
+    assert 'without the unknown rotes, kreuz; ' in status and not alert
+    driver.execute_script("document.getElementById('words').open = true; document.querySelector('#known button').click()")
+    assert driver.find_element('id', 'phrase').get_attribute('value') == 'rotes kreuz left above'
+
+def test_an_address_brings_picture_phrase_and_iteration_back(page):
+    driver = page()
+    driver.find_element('id', 'draw').click()
+    driver.find_element('css selector', '#examples button').click()
+    status, _ = answered(driver)
+    driver.execute_script("document.getElementById('iteration').value = 1; document.getElementById('iteration').dispatchEvent(new Event('input'))")
+    seen = text(driver, 'status'), driver.current_url
+    assert '#seed=' in seen[1] and seen[1].endswith('&iteration=1')
+    again = page(seen[1][seen[1].index('#'):])
+    answered(again)
+    wait(again, "location.hash.endsWith('iteration=1')")
+    assert (text(again, 'status').rsplit('; ', 1)[0], again.current_url) == (seen[0].rsplit('; ', 1)[0], seen[1])
+    odd = page('#scene=-7&seed=x&phrase=red+cross&iteration=99')
+    assert 'iteration 3' in answered(odd)[0]
+
+def drop(driver, content, name, kind='image/png'):
+    "Drop a file on the page"
+    driver.execute_script('''const [coded, name, type] = arguments, data = new DataTransfer()
+        data.items.add(new File([Uint8Array.from(atob(coded), c => c.charCodeAt(0))], name, {type}))
+        document.getElementById('status').textContent = ''
+        dispatchEvent(new DragEvent('drop', {dataTransfer: data}))''', base64.b64encode(content).decode(), name, kind)
+
+def huge():
+    "200 megapixels in 25 kB"
+    buffer = io.BytesIO()
+    Image.new('1', (20_000, 10_000)).save(buffer, 'png')
+    return buffer.getvalue()
+
+@pytest.mark.parametrize('name, content, line', [
+    ('a.svg', lambda: b'<svg xmlns="http://www.w3.org/2000/svg"><script>alert(1)</script></svg>', 'a.svg is no picture that is read here'),
+    ('b.png', lambda: b'no picture', 'b.png is no picture that is read here'), ('c.png', lambda: b'', 'c.png is no picture that is read here'),
+    ('d.png', lambda: as_png(Image.new('RGB', (50, 50)))[:60], 'd.png is no picture that can be read'),
+    ('e.png', huge, 'e.png has 200 megapixels; 40 at most are read.')])
+def test_hostile_pictures(page, name, content, line):
+    driver = page()
+    drop(driver, content(), name)
+    wait(driver, "!document.getElementById('alert').hidden")
+    assert text(driver, 'alert').startswith(line) and '\n' not in text(driver, 'alert')
+    status, alert = asked(driver, 'red cross')
+    assert 'iteration 3: ' in status and not alert
+
+def test_a_picture_of_ones_own(page):
+    driver = page()
+    drop(driver, as_png(Image.fromarray(draw_scene(3, 3).image).resize((700, 500))), 'mine.png')
+    wait(driver, "document.querySelector('#scenes label:last-child input').getAttribute('aria-label') == 'Picture mine.png'")
+    status, alert = asked(driver, 'star')
+    assert f' of {640*457} pixels' in status and not alert and '#' not in driver.current_url
+
+def test_a_text_of_a_megabyte(page):
+    driver = page()
+    driver.execute_script("document.getElementById('phrase').value = 'star '.repeat(2e5); document.getElementById('phrase').dispatchEvent(new Event('input'))")
+    driver.find_element('id', 'go').click()
+    assert answered(driver) == ('', 'The phrase has 999999 letters; 500 at most are read.')
+    assert asked(driver, 'star ' * 30)[1] == 'The phrase has 32 tokens; the model reads 20 at most.'
+
+def test_no_page_scrolls_sideways(page):
+    driver = page()
+    try:
+        for width in 1280, 390:
+            driver.set_window_size(width, 900)
+            asked(driver, 'red cross')
+            assert driver.execute_script('return document.documentElement.scrollWidth <= innerWidth')
+    finally: driver.set_window_size(1280, 1000)
