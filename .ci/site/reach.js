@@ -1,0 +1,8 @@
+// What scrolls sideways can be reached, and then scrolled, with the keyboard
+function reach() {
+  for (const box of document.querySelectorAll('pre, div.math, div.text_html, div.table-wrapper')) {
+    if (box.scrollWidth > box.clientWidth) box.tabIndex = 0
+    else box.removeAttribute('tabindex')
+  }
+}
+for (const event of ['load', 'resize', 'toggle']) addEventListener(event, reach, true)
