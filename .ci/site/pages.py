@@ -48,8 +48,8 @@ def toctree(pages, *options):
 
 def plain(text):
     "Markdown without its marks"
-    text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)', r'\1', text)
-    return re.sub(r'[`*$>]|<[^>]+>', '', ' '.join(text.split())).strip()
+    text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)|^> ?', r'\1', text, flags=re.M)
+    return ' '.join(re.sub(r'[`*$]|<[a-z/][^>]*>', '', text).split())
 
 def meta(page, title, about):
     "What search engines read, and what is shown where the page is linked"
