@@ -265,7 +265,7 @@ def write_pages(folder):
             nbformat.write(page, folder/f'{page_name(path.stem)}.ipynb')
     groups[0] = [page_name(stem) for stem in course()]
     trees = [toctree(groups[n], ':hidden:', f':caption: {caption}') for n, caption in GROUPS.items()]
-    trees += [toctree(['api/index', 'genindex'], ':hidden:', ':caption: Reference')]
+    trees += [toctree(['api/index', 'All names <genindex>'], ':hidden:', ':caption: Reference')]
     index.cells.append(new_markdown_cell('\n\n'.join(trees)))
     nbformat.write(index, folder/'index.ipynb')
     shutil.copytree(repo/'nbs'/'images', folder/'images')
