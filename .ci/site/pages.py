@@ -85,9 +85,6 @@ def code_cell(cell, prose=''):
     cell.outputs = [o for o in cell.outputs if o.get('data', True)]
     if any(key.startswith('image/') for o in cell.outputs for key in o.get('data', {})):
         cell.metadata.mystnb = {'image': {'alt': alternative(cell.source, prose)}}
-        for o in cell.outputs: # a sharp figure has more pixels than it is wide
-            width = o.get('metadata', {}).get('image/png', {}).get('width')
-            if width: cell.metadata.mystnb['image']['width'] = f'{width}px'
     cell.source = without_directives(cell.source)
     return cell
 
