@@ -1,5 +1,5 @@
 "How Sphinx makes the site from the pages that pages.py has written"
-import re, sys
+import json, re, sys
 from pathlib import Path
 from docutils import nodes
 from latex2mathml.converter import convert
@@ -8,7 +8,7 @@ from sphinx.util.logging import getLogger
 from sphinx.util.nodes import make_refnode
 
 sys.path.insert(0, str(Path(__file__).parent))
-from pages import SITE, page_name, repo, settings
+from pages import SITE, SOUGHT, page_name, repo, settings
 
 project = html_title = settings['title']
 author = settings['author']
@@ -28,8 +28,8 @@ pygments_dark_style = 'github-dark' # furo's own underlines every class
 html_theme_options = {'top_of_page_buttons': []}
 html_baseurl = SITE
 templates_path = ['.']
-html_sidebars = {'**': [f'{part}.html' for part in (
-    'sidebar/brand', 'repository', 'sidebar/search', 'sidebar/scroll-start', 'sidebar/navigation', 'sidebar/scroll-end')]}
+html_sidebars = {'**': ['sidebar/brand.html', 'repository.html', 'sidebar/search.html', 'sidebar/scroll-start.html',
+                        'sidebar/navigation.html', 'sidebar/scroll-end.html']}
 html_context = {'repository': settings['git_url']}
 html_favicon = 'favicon.svg'
 html_static_path = ['style.css', 'reach.js', 'preview.png']
@@ -61,11 +61,11 @@ class LinkNames(SphinxPostTransform):
                 for name in written: names.setdefault(name, []).append(full)
         return self.env.sadlr_names
 
-    def find(self, text, first_column):
-        "(page, anchor) of what a text names, or None; a name in the first column of a table is explained there"
+    def find(self, text, explained):
+        "(page, anchor) of what a text names, or None; the first column of a docments table explains its names itself"
         if text[:1].isdigit() and (repo/'nbs'/f'{text}.ipynb').is_file(): return page_name(text), ''
         name = re.fullmatch(r'([\w.]+)(\([^()]*\))?', text) # alone, or in a call
-        if first_column and '.' not in text: return None
+        if explained and '.' not in text: return None
         found = self.targets().get(name[1], []) if name else []
         module = self.env.docname.removeprefix('api/').removeprefix('sadlr.') # of this page; its own names come first
         own = [full for full in found if full.startswith(f'sadlr.{module}.')]
@@ -79,7 +79,8 @@ class LinkNames(SphinxPostTransform):
             within = list(ancestors(literal))
             column = next((node.parent.index(node) for node in within if isinstance(node, nodes.entry)), None)
             named = any(isinstance(node, (nodes.reference, nodes.title)) for node in within)
-            found = None if named else self.find(literal.astext(), column == 0)
+            explained = column == 0 and self.env.docname.startswith('api/')
+            found = None if named else self.find(literal.astext(), explained)
             if found:
                 link = make_refnode(self.app.builder, self.env.docname, *found, literal.deepcopy())
                 literal.replace_self(link)
@@ -95,8 +96,9 @@ def mathml(writer, node):
     raise nodes.SkipNode
 
 def finish(app, page, template, context, doctree):
-    "A solution has its own name for a screen reader; the page for what is not found works at any depth"
+    "A solution keeps its own name for a screen reader; the search knows more words; the page 404 works at any depth"
     context['body'] = context.get('body', '').replace('<summary aria-label="Toggle hidden content">', '<summary>')
+    if page == 'search': app.add_js_file(None, body=f'const SOUGHT = {json.dumps(SOUGHT)}')
     if page == '404': context['metatags'] += f'<base href="{settings["doc_baseurl"]}/">'
 
 def setup(app):

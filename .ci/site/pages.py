@@ -22,13 +22,15 @@ DOORS = { # at the top of the first page: what a reader wants, and where it is
     'Learn': {'The course': 'course.html', 'The paper, in code': 'models.sadlr.html',
               'Questions': 'course.html#questions', 'Glossary': 'course.html#glossary'},
     'Train': {'On rendered shapes': 'tutorial.train_on_shapes.html', 'On RefCOCO': 'tutorial.train_on_refcoco.html',
-              'On your own photos': 'tutorial.your_own_photos.html', 'Your own encoder': 'tutorial.your_own_encoder.html'},
+              'On your own photos': 'tutorial.your_own_photos.html',
+              'Your own encoder': 'tutorial.your_own_encoder.html'},
     'Look up': {'Commands': 'cli.html', 'Modules': 'api/index.html', 'All names': 'genindex.html',
                 'Source on GitHub': settings['git_url']}}
 
-SOUGHT = { # words that readers search for and a page does not say
-    'models.sadlr': 'method refinement', 'models.lavt_ris': 'pretrained checkpoint',
-    'models.timm_encoder': 'custom backbone', 'checkpoint': 'resume continue', 'distributed': 'multi gpu ddp parallel',
+SOUGHT = { # words that readers search for and a title does not say
+    'models.lavt_ris': 'pretrained checkpoint', 'models.timm_encoder': 'custom backbone',
+    'models.sadlr': 'method refinement dynamic convolution query', 'metrics': 'oiou miou iou precision',
+    'checkpoint': 'resume continue training', 'distributed': 'multi gpu ddp parallel',
     'tutorial.train_on_refcoco': 'reproduce paper', 'tutorial.your_own_photos': 'my custom dataset images fine-tune',
     'tutorial.your_own_encoder': 'my custom backbone'}
 
@@ -54,9 +56,9 @@ def plain(text):
 def meta(page, title, about):
     "What search engines read, and what is shown where the page is linked"
     about = plain(about)
-    tags = {'description': about, 'keywords': SOUGHT.get(page, '').replace(' ', ', '), 'property=og:title': plain(title),
-            'property=og:description': about, 'property=og:type': 'website', 'property=og:url': f'{SITE}{page}.html',
-            'property=og:image': f'{SITE}_static/preview.png'}
+    tags = {'description': about, 'keywords': SOUGHT.get(page, '').replace(' ', ', '),
+            'property=og:title': plain(title), 'property=og:description': about, 'property=og:type': 'website',
+            'property=og:url': f'{SITE}{page}.html', 'property=og:image': f'{SITE}_static/preview.png'}
     return {'html_meta': {name: said for name, said in tags.items() if said}}
 
 def front(**fields): return f'---\n{json.dumps(fields)}\n---\n' # JSON is YAML
@@ -119,8 +121,7 @@ def notebook_page(notebook, stem):
     for cell in notebook.cells:
         if re.search(r'^#\|\s*hide\s*$', cell.source, re.M): continue
         if cell.cell_type == 'markdown':
-            title = '' if re.search('^#', cell.source, re.M) else next(iter(re.findall(r'^#+ .*', prose, re.M)[-1:]), '')
-            prose = f'{title}\n{cell.source}'
+            prose = '\n'.join([*re.findall(r'^#+ .*', prose, re.M)[-1:], cell.source]) # under the last title
             cells.append(markdown_cell(cell))
             continue
         named = re.search(r'^#\|\s*default_exp\s+(\S+)', cell.source, re.M)
@@ -243,7 +244,8 @@ def api_page(name, source, notebook):
             elif isinstance(node, ast.ClassDef): entries.append(class_entry(node, comments, link))
             else: entries.append(constant_entry(node, public_name, comments))
     about = ast.get_docstring(tree) or ''
-    return '\n\n'.join([front(myst=meta(f'api/{name}', name, about)) + f'# {name}', about, f'Defined and explained in [{notebook}](../{page}.ipynb).',
+    return '\n\n'.join([front(myst=meta(f'api/{name}', name, about)) + f'# {name}', about,
+                        f'Defined and explained in [{notebook}](../{page}.ipynb).',
                         directive('module', name, '', 4), *entries, *elsewhere])
 
 # ---- the site
@@ -275,7 +277,8 @@ def write_pages(folder):
     for name, source, notebook in sorted(modules(), key=lambda m: (number(m[2]), m[2])):
         rows.append((name, ast.get_docstring(ast.parse(source)) or ''))
         (folder/'api'/f'{name}.md').write_text(api_page(name, source, notebook), encoding='utf-8')
-    api = [front(myst=meta('api/index', 'Modules', 'All modules and names of the package')) + '# Modules', 'In the order of their notebooks: each uses only modules above it. '
+    api = [front(myst=meta('api/index', 'Modules', 'All modules and names of the package')) + '# Modules',
+           'In the order of their notebooks: each uses only modules above it. '
            '<a href="../genindex.html">All names</a> in one list.',
            '\n'.join(['| module | holds |', '| --- | --- |', *(f'| `{name}` | {about} |' for name, about in rows)]),
            toctree([name for name, _ in rows], ':hidden:')]
