@@ -1,5 +1,5 @@
 "pages.py FOLDER: writes the pages that Sphinx reads, one per notebook in nbs/ and one per module of sadlr/"
-import ast, re, shutil, sys, tokenize
+import ast, json, re, shutil, sys, tokenize
 from collections import defaultdict
 from configparser import ConfigParser
 from pathlib import Path
@@ -11,10 +11,35 @@ config = ConfigParser(delimiters=['='])
 config.read(repo/'settings.ini', encoding='utf-8')
 settings = config['DEFAULT']
 
-GROUPS = {0: 'Start', 4: 'Data', 20: 'Models', 31: 'Training and evaluation', 48: 'Demo and commands', # first number of each
-          60: 'Tutorials', 70: 'Experiments'}
+SITE = f'{settings["doc_host"]}{settings["doc_baseurl"]}/'
+
+GROUPS = { # of the side bar, in its order: first number, and caption
+    0: 'Course', 60: 'Tutorials', 70: 'Results', 3: 'Basics', 10: 'Data', 20: 'Models', 31: 'Losses and scores',
+    34: 'Use a model', 38: 'Training and evaluation', 48: 'Explain, demo, commands'}
+DOORS = { # at the top of the first page: what a reader wants, and where it is
+    'Try': {'Ask the shipped model': 'index.html#ask-it', 'A panel to play with': 'demo.html',
+            'Run the notebooks': 'course.html#run-the-notebooks'},
+    'Learn': {'The course': 'course.html', 'The paper, in code': 'models.sadlr.html',
+              'Questions': 'course.html#questions', 'Glossary': 'course.html#glossary'},
+    'Train': {'On rendered shapes': 'tutorial.train_on_shapes.html', 'On RefCOCO': 'tutorial.train_on_refcoco.html',
+              'On your own photos': 'tutorial.your_own_photos.html',
+              'Your own encoder': 'tutorial.your_own_encoder.html'},
+    'Look up': {'Commands': 'cli.html', 'Modules': 'api/index.html', 'All names': 'genindex.html',
+                'Source on GitHub': settings['git_url']}}
+
+SOUGHT = { # words that readers search for and a title does not say
+    'models.lavt_ris': 'pretrained checkpoint', 'models.timm_encoder': 'custom backbone',
+    'models.sadlr': 'method refinement dynamic convolution query', 'metrics': 'oiou miou iou precision',
+    'checkpoint': 'resume continue training', 'distributed': 'multi gpu ddp parallel',
+    'tutorial.train_on_refcoco': 'reproduce paper', 'tutorial.your_own_photos': 'my custom dataset images fine-tune',
+    'tutorial.your_own_encoder': 'my custom backbone'}
 
 def number(stem): return int(re.match(r'(\d*)', stem)[1] or -1)
+
+def prefix(stem):
+    "The number of a notebook, as its title begins"
+    found = re.match(r'\d+[a-z]?', stem)
+    return f'{found[0]} · ' if found else ''
 
 def page_name(stem):
     "The page of a notebook is named as nbdev's own links expect: without its number"
@@ -22,6 +47,21 @@ def page_name(stem):
 
 def toctree(pages, *options):
     return '\n'.join(['```{toctree}', *options, '', *pages, '```'])
+
+def plain(text):
+    "Markdown without its marks"
+    text = re.sub(r'!?\[([^\]]*)\]\([^)]*\)|^> ?', r'\1', text, flags=re.M)
+    return ' '.join(re.sub(r'[`*$]|<[a-z/][^>]*>', '', text).split())
+
+def meta(page, title, about):
+    "What search engines read, and what is shown where the page is linked"
+    about = plain(about)
+    tags = {'description': about, 'keywords': SOUGHT.get(page, '').replace(' ', ', '),
+            'property=og:title': plain(title), 'property=og:description': about, 'property=og:type': 'website',
+            'property=og:url': f'{SITE}{page}.html', 'property=og:image': f'{SITE}_static/preview.png'}
+    return {'html_meta': {name: said for name, said in tags.items() if said}}
+
+def front(**fields): return f'---\n{json.dumps(fields)}\n---\n' # JSON is YAML
 
 # ---- notebooks
 
@@ -31,11 +71,22 @@ def definitions(source):
     "Names of the functions and classes that a cell defines"
     return [node.name for node in ast.parse(source).body if isinstance(node, (ast.FunctionDef, ast.ClassDef))]
 
-def code_cell(cell):
-    "A code cell as the site shows it: no directives, solutions folded, no live widgets"
+def alternative(source, prose):
+    "What stands for a figure that is not seen: `#| fig-alt:`, or section and last sentence before it"
+    said = re.search(r'^#\|\s*fig-alt:\s*(.+)', source, re.M)
+    if said: return said[1].strip()
+    heading = re.findall(r'^#+ (.*)', prose, re.M)[-1:]
+    text = re.sub(r'^(#|\||```).*', '', prose, flags=re.M).strip()
+    sentence = re.split(r'(?<=[.:!?])\s+', text)[-1]
+    return plain(': '.join(filter(None, [*heading, sentence]))).rstrip(':')
+
+def code_cell(cell, prose=''):
+    "A code cell as the site shows it: no directives, solutions folded, no live widgets, figures with a text"
     if cell.metadata.get('jupyter', {}).get('source_hidden'): cell.metadata.tags = ['hide-cell']
     for output in cell.outputs: output.get('data', {}).pop('application/vnd.jupyter.widget-view+json', None)
     cell.outputs = [o for o in cell.outputs if o.get('data', True)]
+    if any(key.startswith('image/') for o in cell.outputs for key in o.get('data', {})):
+        cell.metadata.mystnb = {'image': {'alt': alternative(cell.source, prose)}}
     cell.source = without_directives(cell.source)
     return cell
 
@@ -44,24 +95,47 @@ def markdown_cell(cell):
     cell.source = re.sub(r'(\]\()\d+[a-z]?_(?=[\w.]+\.ipynb)', r'\1', cell.source)
     return cell
 
+def links(stem, module):
+    "The line under a title: the module's page, and the notebook where it can be read, and run"
+    file = f'blob/{settings["branch"]}/nbs/{stem}.ipynb'
+    colab = settings['git_url'].replace('https://github.com', 'https://colab.research.google.com/github')
+    about = [f'module `{module}`'] if module else []
+    return ' · '.join([*about, f'[this notebook on GitHub]({settings["git_url"]}/{file})',
+                       f'[open in Colab]({colab}/{file}) (<a href="course.html#run-the-notebooks">first cell</a>)'])
+
+def doors():
+    "The ways in, as a list of lists"
+    groups = [f'<li><strong>{wish}</strong><ul>'
+              + ''.join(f'<li><a href="{target}">{name}</a></li>' for name, target in there.items()) + '</ul></li>'
+              for wish, there in DOORS.items()]
+    return f'<ul class="doors">{"".join(groups)}</ul>'
+
+def course():
+    "Notebooks of the course in its reading order, from its own table"
+    cells = nbformat.read(repo/'nbs'/'00_course.ipynb', as_version=4).cells
+    return ['00_course', *re.findall(r'^\|[^|\[]*\| \[(\S+?)\]\(', '\n'.join(c.source for c in cells), re.M)]
+
 def notebook_page(notebook, stem):
     "The notebook without what nbdev leaves out, with an anchor before each exported definition"
-    cells, module = [], None
+    cells, module, prose = [], None, ''
     for cell in notebook.cells:
         if re.search(r'^#\|\s*hide\s*$', cell.source, re.M): continue
-        if cell.cell_type == 'markdown': cells.append(markdown_cell(cell)); continue
+        if cell.cell_type == 'markdown':
+            prose = '\n'.join([*re.findall(r'^#+ .*', prose, re.M)[-1:], cell.source]) # under the last title
+            cells.append(markdown_cell(cell))
+            continue
         named = re.search(r'^#\|\s*default_exp\s+(\S+)', cell.source, re.M)
         if named: module = f'{settings["lib_name"]}.{named[1]}'
         exported = re.search(r'^#\|\s*export', cell.source, re.M)
-        cell = code_cell(cell)
+        cell = code_cell(cell, prose)
         anchors = [f'<div id="{module}.{name}"></div>' for name in definitions(cell.source)] if exported else []
         if anchors: cells.append(new_markdown_cell(''.join(anchors)))
         if cell.source: cells.append(cell)
-    if stem != 'index':
-        about = [f'module `{module}`'] if module else []
-        about += [f'[this notebook on GitHub]({settings["git_url"]}/blob/{settings["branch"]}/nbs/{stem}.ipynb)']
-        cells.insert(1, new_markdown_cell(' · '.join(about)))
+    title, _, subtitle = cells[0].source.removeprefix('# ').partition('\n')
+    cells[0].source = f'# {prefix(stem)}{title}\n{subtitle}'
+    cells.insert(1, new_markdown_cell(doors() if stem == 'index' else links(stem, module)))
     notebook.cells = cells
+    notebook.metadata.myst = meta(page_name(stem), title, subtitle)
     notebook.metadata.language_info = {'name': 'python', 'pygments_lexer': 'ipython3'} # nbdev_clean drops it
     return notebook
 
@@ -170,7 +244,8 @@ def api_page(name, source, notebook):
             elif isinstance(node, ast.ClassDef): entries.append(class_entry(node, comments, link))
             else: entries.append(constant_entry(node, public_name, comments))
     about = ast.get_docstring(tree) or ''
-    return '\n\n'.join([f'# {name}', about, f'Defined and explained in [{notebook}](../{page}.ipynb).',
+    return '\n\n'.join([front(myst=meta(f'api/{name}', name, about)) + f'# {name}', about,
+                        f'Defined and explained in [{notebook}](../{page}.ipynb).',
                         directive('module', name, '', 4), *entries, *elsewhere])
 
 # ---- the site
@@ -190,8 +265,9 @@ def write_pages(folder):
         else:
             groups[max(n for n in GROUPS if n <= number(path.stem))].append(page_name(path.stem))
             nbformat.write(page, folder/f'{page_name(path.stem)}.ipynb')
-    trees = [toctree(pages, ':hidden:', f':caption: {GROUPS[n]}') for n, pages in sorted(groups.items())]
-    trees += [toctree(['api/index', 'genindex'], ':hidden:', ':caption: Reference')]
+    groups[0] = [page_name(stem) for stem in course()]
+    trees = [toctree(groups[n], ':hidden:', f':caption: {caption}') for n, caption in GROUPS.items()]
+    trees += [toctree(['api/index', 'All names <genindex>'], ':hidden:', ':caption: Reference')]
     index.cells.append(new_markdown_cell('\n\n'.join(trees)))
     nbformat.write(index, folder/'index.ipynb')
     shutil.copytree(repo/'nbs'/'images', folder/'images')
@@ -201,10 +277,14 @@ def write_pages(folder):
     for name, source, notebook in sorted(modules(), key=lambda m: (number(m[2]), m[2])):
         rows.append((name, ast.get_docstring(ast.parse(source)) or ''))
         (folder/'api'/f'{name}.md').write_text(api_page(name, source, notebook), encoding='utf-8')
-    api = ['# Modules', 'In the order of their notebooks: each uses only modules above it. '
+    api = [front(myst=meta('api/index', 'Modules', 'All modules and names of the package')) + '# Modules',
+           'In the order of their notebooks: each uses only modules above it. '
            '<a href="../genindex.html">All names</a> in one list.',
            '\n'.join(['| module | holds |', '| --- | --- |', *(f'| `{name}` | {about} |' for name, about in rows)]),
            toctree([name for name, _ in rows], ':hidden:')]
     (folder/'api'/'index.md').write_text('\n\n'.join(api), encoding='utf-8')
+
+    lost = ['# This page does not exist', 'Its name may have changed. Search for it, or start here:', doors()]
+    (folder/'404.md').write_text(front(orphan=True, nosearch=True) + '\n\n'.join(lost), encoding='utf-8')
 
 if __name__ == '__main__': write_pages(Path(sys.argv[1]))
