@@ -16,8 +16,11 @@ SITE = f'{settings["doc_host"]}{settings["doc_baseurl"]}/'
 GROUPS = { # of the side bar, in its order: first number, and caption
     0: 'Course', 60: 'Tutorials', 70: 'Results', 3: 'Basics', 10: 'Data', 20: 'Models', 31: 'Losses and scores',
     34: 'Use a model', 38: 'Training and evaluation', 48: 'Explain, demo, commands'}
+
+LIVE = 'live/index.html' # made by .ci/live, in a minute; .ci/docs does without
+
 DOORS = { # at the top of the first page: what a reader wants, and where it is
-    'Try': {'Ask the shipped model': 'index.html#ask-it', 'A panel to play with': 'demo.html',
+    'Try': {'In your browser': LIVE, 'Ask the shipped model': 'index.html#ask-it', 'A panel to play with': 'demo.html',
             'Run the notebooks': 'course.html#run-the-notebooks'},
     'Learn': {'The course': 'course.html', 'The paper, in code': 'models.sadlr.html',
               'Questions': 'course.html#questions', 'Glossary': 'course.html#glossary'},
