@@ -182,7 +182,8 @@ class ReadRef(Ref, omit_defaults=True, frozen=True, gc=False):
             told = f'ref {self.ref_id}: its {name} is {[*ids[:5]]}'
             if not ids: raise ValueError(f'{told}, and where nothing is meant it is [-1]')
             if -1 in ids and len(ids) > 1: raise ValueError(f'{told}, and -1, for nothing, stands alone')
-            if name == 'ann_id' and len({*ids}) < len(ids): raise ValueError(f'{told}: one annotation stands there twice')
+            twice = name == 'ann_id' and len({*ids}) < len(ids)
+            if twice: raise ValueError(f'{told}: one annotation stands there twice')
         if self.no_target not in (None, self.ann_ids == (-1,)):
             raise ValueError(f'ref {self.ref_id}: its no_target is {self.no_target}, its ann_id {self.ann_id}')
         changes = {name: () for name, ids in lists.items() if ids == (-1,)}
