@@ -486,7 +486,7 @@ def score_table(
 ) -> str:
     "Scores in percent, a row per iteration"
     head = ' '.join(f'{k:>6}' for k in scores[0])
-    def cell(v): return f'{"-":>6}' if v is None else f'{v:6.2f}' # None: no pair counts for this score
+    def cell(v): return f'{"-":>6}' if v is None else f'{v:6.2f}' # where no pair counts for a score
     rows = [f'{i:>9} ' + ' '.join(map(cell, s.values())) for i, s in enumerate(scores, 1)]
     return '\n'.join([f'iteration {head}', *rows])
 

@@ -15,7 +15,7 @@ from sadlr.data.refer import Refer
 from sadlr.evaluation import evaluate, shuffle_phrases
 from sadlr.learner import refer_learner
 from sadlr.losses import LOSSES
-from sadlr.metrics import PROTOCOLS, IoURecord, score
+from sadlr.metrics import PROTOCOLS, IoURecord, score, summarise
 from sadlr.models.build import HEADS, create_model
 from sadlr.predictions import read_predictions, save_predictions, score_predictions
 from sadlr.preprocess import word_tokenizer
@@ -312,6 +312,13 @@ def test_degenerate_masks(protocol, case, said):
     slow = slow_gres(preds, targets, says, PROTOCOLS[protocol].least)
     same(score(preds, targets, protocol, absent=says), slow)
     if said is None: same(score(map(torch.from_numpy, preds), map(torch.from_numpy, targets), protocol), slow)
+
+def test_mistakes():
+    some = [filled(3), filled(0)]
+    with pytest.raises(ValueError, match='shorter'): score(some, some, 'gres', absent=[True])
+    with pytest.raises(ValueError, match="absent: the protocol 'lisa' takes none"): score(some, some, 'lisa', absent=[True]*2)
+    with pytest.raises(ValueError, match='need the pixels of the true masks'): summarise([1], [2], 'gres')
+    with pytest.raises(ValueError, match='no pair of masks'): score([], [], 'gres')
 
 @pytest.mark.parametrize('protocol', ['gres', 'gres50'])
 def test_a_thousand_random_sets(protocol):
