@@ -208,11 +208,12 @@ def test_samples(refer):
     _, _, masks = refer_dataloaders(refer, img_size=32, bs=8, num_workers=0, device='cpu').valid.one_batch()
     assert 0 < sum(mask.any().item() for mask in masks) < 8
 
-COMBINED = [(e, 'sadlr') for e in ('lavt', 'vlt', 'lts')] + [('lavt', h) for h in HEADS if h != 'sadlr'] + [('lts', 'cgan')]
+PARTS = [(e, 'sadlr') for e in ('lavt', 'vlt', 'lts')] + [('lavt', h) for h in HEADS if h != 'sadlr'] + [('lts', 'cgan')]
+STEPS = [(*parts, 'dice', 'some') for parts in PARTS] + [
+    (*parts, loss, 'all') for parts in (('lavt', 'sadlr'), ('lts', 'cgan')) for loss in LOSSES] + [
+    ('lavt', 'sadlr', 'cross_entropy', 'some')]
 
-@pytest.mark.parametrize('loss', LOSSES)
-@pytest.mark.parametrize('encoder, head', COMBINED)
-@pytest.mark.parametrize('which', ['some', 'all'])
+@pytest.mark.parametrize('encoder, head, loss, which', STEPS)
 def test_a_step_where_nothing_is_meant(refer, encoder, head, loss, which):
     "Loss and gradient are finite, with the maps on the way supervised, too; the weights move and stay finite"
     torch.manual_seed(0)
