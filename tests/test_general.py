@@ -2,6 +2,7 @@
 import json, pickle, random, sys
 from collections import Counter
 from fractions import Fraction
+from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from pycocotools import mask as coco_mask
@@ -109,6 +110,28 @@ def test_a_list_of_one_is_the_number(tmp_path):
     def plain(refer): return [(s.image.name, s.phrase, s.rle) for s in refer_samples(refer, 'train', draw=True)]
     assert plain(a) == plain(b)
 
+def test_real_annotations_together(tmp_path):
+    "What two and three real outlines of COCO cover together, beside pycocotools' own union of their masks"
+    real = next((p/'shared/real/refcoco_records.json' for p in Path(__file__).parents
+                 if (p/'shared/real/refcoco_records.json').exists()), None)
+    if not real: pytest.skip('no shared/real/refcoco_records.json beside the project')
+    instances = json.loads(real.read_text())['instances']
+    images, of_image = {i['id']: i for i in instances['images']}, {}
+    for a in instances['annotations']: of_image.setdefault(a['image_id'], []).append(a)
+    chosen = [(i, of[:n]) for i, of in of_image.items() for n in (0, 1, 2, 3)]
+    refs = [dict(ref_id=k, ann_id=[a['id'] for a in some] or [-1], image_id=i, split='val', no_target=not some,
+                 category_id=[a['category_id'] for a in some] or [-1], sentences=[dict(sent_id=k, raw='it', sent='it')])
+            for k, (i, some) in enumerate(chosen)]
+    (tmp_path/'grefcoco').mkdir()
+    (tmp_path/'grefcoco'/'grefs(unc).json').write_text(json.dumps(refs))
+    (tmp_path/'grefcoco'/'instances.json').write_text(json.dumps(instances))
+    refer = Refer(tmp_path, 'grefcoco')
+    for ref, (i, some) in zip(refer.refs(), chosen, strict=True):
+        h, w = images[i]['height'], images[i]['width']
+        masks = [coco_mask.decode(coco_mask.frPyObjects(a['segmentation'], h, w)).any(2) for a in some]
+        np.testing.assert_array_equal(refer.mask(ref), np.any([np.zeros((h, w), bool), *masks], axis=0))
+    assert len(chosen) == 8 and refer.counts()['val'] == dict(images=2, refs=8, sentences=8) | {'for none': 2, 'for several': 4}
+
 # ---- files that make no sense
 
 def change_ref(**fields): return lambda refs, instances: refs[9].update(fields)
@@ -130,7 +153,7 @@ ODD = {
     'no list of kinds': (change_ref(category_id=[]), r'ref 13: its category_id is \[\]'),
     'kinds with nothing': (change_ref(category_id=[1, -1]), r'ref 13: its category_id is \[1, -1\]'),
     'not nothing': (change_ref(no_target=True), r'ref 13: its no_target is True, its ann_id'),
-    'not something': (change_ref(ann_id=[-1]), r'ref 13: its no_target is False, its ann_id \(-1,\)'),
+    'not something': (change_ref(ann_id=[-1]), r'ref 13: its no_target is False, its ann_id \[-1\]'),
     'no answer': (change_ref(no_target='no'), r'got `str` - at `\$\[9\].no_target` \(ref 13\)'),
     'no field': (lambda refs, instances: refs[9].pop('ann_id'), r'missing required field `ann_id` .* \(ref 13\)'),
     'no ref': (lambda refs, instances: refs.__setitem__(9, [13]), r'Expected `object`, got `array` - at `\$\[9\]`')}

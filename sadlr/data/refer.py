@@ -185,7 +185,8 @@ class ReadRef(Ref, omit_defaults=True, frozen=True, gc=False):
             twice = name == 'ann_id' and len({*ids}) < len(ids)
             if twice: raise ValueError(f'{told}: one annotation stands there twice')
         if self.no_target not in (None, self.ann_ids == (-1,)):
-            raise ValueError(f'ref {self.ref_id}: its no_target is {self.no_target}, its ann_id {self.ann_id}')
+            told = f'its no_target is {self.no_target}, its ann_id {[*self.ann_ids[:5]]}'
+            raise ValueError(f'ref {self.ref_id}: {told}')
         changes = {name: () for name, ids in lists.items() if ids == (-1,)}
         return msgspec.structs.replace(self, no_target=None, **changes) if lists else self
 
