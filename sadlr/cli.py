@@ -23,7 +23,7 @@ from fastai.torch_core import default_device
 
 from .data.block import refer_samples
 from .data.download import check_data, get_data
-from .data.refer import PARTITIONS, Refer
+from .data.refer import PARTITIONS, Refer, in_words
 from .data.shapes import make_shapes
 from .evaluation import evaluate, shuffle_phrases
 from .experiments import RECIPE, run_table, summarise_table, tables
@@ -86,18 +86,19 @@ def published_table(
     split:str,
     protocol:str, # of the scores above the table
 ) -> str:         # empty where nothing is published
-    "The rows of Tables 1 and 2 for a split, and what a reader must know to compare them"
-    rows, counts = published(refer.dataset, refer.split_by, split), refer.counts()[split]
+    "The published rows for a split, and what a reader must know to compare them"
+    rows, counts, tables = published(refer.dataset, refer.split_by, split), refer.counts()[split], read_published()
     if not rows: return ''
+    keys, usual, source = ('mIoU', 'oIoU'), 'lavt', f'{tables["source"]}, Tables 1 and 2'
+    if 'gIoU' in rows[0]: keys, usual, source = ('gIoU', 'cIoU'), 'gres', tables['source_of_gres']
     def score(row, key): return f'{row[key]:6.2f}' if key in row else f'{"-":>6}'
-    notes = [f'source: {read_published()["source"]}, Tables 1 and 2']
-    notes += [f'{row["method"]}: {row["note"]}' for row in rows if 'note' in row]
-    if protocol != 'lavt': notes.append(f"the paper's own rows follow 'lavt', as far as it says, not {protocol!r}")
+    notes = [f'source: {source}', *(f'{row["method"]}: {row["note"]}' for row in rows if 'note' in row)]
+    if protocol != usual: notes.append(f"the paper's own rows follow {usual!r}, as far as it says, not {protocol!r}")
     whole = PARTITIONS[refer.dataset][refer.split_by][split]
     if other := {k: n for k, n in whole.items() if n not in (None, counts[k])}:
         notes.append('this is not the published split, which has ' + ', '.join(f'{n} {k}' for k, n in other.items()))
-    table = [f'{row["method"]:34} {score(row, "mIoU")} {score(row, "oIoU")}' for row in rows]
-    return '\n'.join([f'{"published":34} {"mIoU":>6} {"oIoU":>6}', *table, *notes])
+    table = [f'{row["method"]:34} {score(row, keys[0])} {score(row, keys[1])}' for row in rows]
+    return '\n'.join([f'{"published":34} {keys[0]:>6} {keys[1]:>6}', *table, *notes])
 
 # %% ../nbs/51_cli.ipynb #93ba8d1c
 def check_no_model(
@@ -117,7 +118,7 @@ def sadlr_evaluate(
     dataset:str='shapes',   # a folder of ROOT
     split_by:str=None,      # partition; none: the usual one
     split:str='val',        # split, several with commas between them, or 'all'; every sentence of it
-    protocol:str='lavt',    # how masks are made and counted, one of `PROTOCOLS`; 'lavt' is at the network's size
+    protocol:str='lavt',    # how masks are made and counted, one of `PROTOCOLS`; 'lavt', 'gres': at the network's size
     sentence:str=None,      # 'raw', as typed (LAVT), or 'sent', cleaned (CRIS, LISA); none: 'raw'
     shuffle:bool=False,     # exchange the phrases among the objects of each image, as a control
     predictions:Path=None,  # a file of masks to score; then neither a model nor an image is read
@@ -125,7 +126,7 @@ def sadlr_evaluate(
     bs:int=None,            # batch size; none: 64
     workers:int=None,       # loader processes; none: 0
 ):
-    "Score a model, or a file of masks: P@X, mIoU and oIoU per iteration, in percent"
+    "Score a model, or a file of masks: P@X, mIoU and oIoU (or GRES's scores) per iteration, in percent"
     named_protocol(protocol)
     if sum(map(bool, (shuffle, predictions, save))) > 1: raise ValueError('use one of shuffle, predictions and save')
     if predictions: check_no_model(predictions, model=model, sentence=sentence, bs=bs, workers=workers)
@@ -138,7 +139,7 @@ def sadlr_evaluate(
     if save: save_predictions(save, segmenter, refer, splits, sentence=sentence, **asking)
     answers = read_predictions(predictions or save) if predictions or save else None
     for name in splits:
-        counts = ', '.join(f'{n} {k}' for k, n in refer.counts()[name].items())
+        counts = in_words(refer.counts()[name])
         control = ', phrases exchanged' if shuffle else ''
         print(f'{dataset} ({refer.split_by}) {name}: {counts}; protocol {protocol}{control}')
         if answers is None:

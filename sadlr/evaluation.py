@@ -19,6 +19,7 @@ from torch import Tensor
 
 from .callbacks import on_screen
 from .data.block import Sample, refer_block
+from .masks import rle_area
 from .metrics import IoURecord, named_protocol
 from .models.sadlr import object_logits
 from .models.segmenter import ReferSegmenter, check_scores, evaluating
@@ -72,10 +73,11 @@ def evaluate(
     progress:bool=True,       # show a bar, on a terminal and in a notebook
     protocol:str='lavt',      # a name in `sadlr.metrics.PROTOCOLS`
 ) -> list[dict[str, float]]:  # one dict of scores per iteration, in percent, see `sadlr.metrics.summarise`
-    "P@X, mIoU and oIoU of each iteration over all samples (sections 3.4 and 4.1)"
+    "P@X, mIoU and oIoU, or GRES's scores, of each iteration over all samples (sections 3.4 and 4.1)"
     record = IoURecord()
-    for masks, truth in predict_masks(model, samples, bs, num_workers, progress, protocol):
-        record.add_masks(masks[None], truth[None])
+    predicted = predict_masks(model, samples, bs, num_workers, progress, protocol)
+    for (masks, truth), sample in zip(predicted, samples):
+        record.add_masks(masks[None], truth[None], [rle_area(sample.rle) > 0])
     return record.summary(protocol)
 
 # %% ../nbs/41_evaluation.ipynb #8b1d51b0

@@ -68,6 +68,16 @@ def check_part(
     elif not (min(part) >= -max(height, width) and max(part) <= 2*max(height, width) and isfinite(sum(part))):
         raise ValueError(f'a polygon reaches from {min(part)} to {max(part)}, far out of {width} x {height} pixels')
 
+# %% ../nbs/08_masks.ipynb #3f6d9e11
+def merge_rles(
+    rles:list[dict], # compressed, each of this size
+    height:int,      # H of the image
+    width:int,       # W
+) -> dict:           # {'size': [H, W], 'counts': bytes}
+    "Everything that any of them covers; where there are none, nothing"
+    if rles: return coco_mask.merge(rles)
+    return coco_mask.frPyObjects(dict(size=[height, width], counts=[height*width]), height, width)
+
 # %% ../nbs/08_masks.ipynb #5e06c001
 def union_rle(
     segmentation:list|dict, # polygons [x, y, x, y, ...], RLEs, or one RLE with counts as a list, str or bytes
@@ -80,7 +90,8 @@ def union_rle(
     if not parts: raise ValueError('the segmentation has no RLE and no polygon of three points')
     for part in parts: check_part(part, height, width)
     def compressed(p): return isinstance(p, dict) and isinstance(p['counts'], (str, bytes))
-    return coco_mask.merge([p if compressed(p) else coco_mask.frPyObjects([p], height, width)[0] for p in parts])
+    rles = [p if compressed(p) else coco_mask.frPyObjects([p], height, width)[0] for p in parts]
+    return merge_rles(rles, height, width)
 
 # %% ../nbs/08_masks.ipynb #e6ff87bf
 def rle_area(

@@ -18,7 +18,7 @@ from .data.block import refer_samples
 from .data.refer import ID, Ref, Refer
 from .evaluation import predict_masks
 from .files import read_json, write_file, writing
-from .masks import RLE, rle_overlap, to_rle, union_rle
+from .masks import RLE, rle_area, rle_overlap, to_rle, union_rle
 from .metrics import named_protocol, summarise
 from .models.build import ReferSegmenter
 from .preprocess import square_mask
@@ -30,11 +30,12 @@ class Prediction(msgspec.Struct, omit_defaults=True):
     segmentation:RLE          # of the whole image or the network's square
     iteration:Annotated[int, msgspec.Meta(ge=1, le=1000)]|None = None # counted from 1
     ref_id:int|None = None    # this and the following only to be compared with the data
-    ann_id:int|None = None
+    ann_id:int|tuple[int, ...]|None = None # `(-1,)`: nothing is meant
     image_id:int|None = None
     dataset:str|None = None
     split_by:str|None = None
     split:str|None = None
+    no_target:bool|None = None # what the model says beside its mask
 
 def read_predictions(
     path:str|Path,
@@ -44,6 +45,8 @@ def read_predictions(
     return read_json(path, list[Prediction], 'holds no predictions')
 
 # %% ../nbs/45_predictions.ipynb #53536ff1
+def _meant(ref): return ref.ann_id if ref.ann_ids else (-1,) # as in the data set's file
+
 def save_predictions(
     path:str|Path,          # a file that does not exist yet
     model:ReferSegmenter,
@@ -66,7 +69,7 @@ def save_predictions(
         asked = ((ref, s.sent_id) for ref in refer.refs(split) for s in ref.sentences)
         found = predict_masks(model, refer_samples(refer, split, sentence), bs, num_workers, progress, protocol)
         for (ref, sent_id), (masks, _) in zip(asked, found, strict=True):
-            facts = ref.ref_id, ref.ann_id, ref.image_id, refer.dataset, refer.split_by, split
+            facts = ref.ref_id, _meant(ref), ref.image_id, refer.dataset, refer.split_by, split
             lines += [msgspec.json.encode(Prediction(sent_id, to_rle(mask), iteration, *facts))
                       for iteration, mask in enumerate(masks.cpu().numpy(), 1)]
     write_file(path, b'[\n' + b',\n'.join(lines) + b'\n]\n')
@@ -80,11 +83,12 @@ def check_facts(
     refer:Refer,
 ):
     "Raises a ValueError where a prediction names another object, image or data set than its sentence has"
-    known = dict(ref_id=ref.ref_id, ann_id=ref.ann_id, image_id=ref.image_id, dataset=refer.dataset,
+    known = dict(ref_id=ref.ref_id, ann_id=_meant(ref), image_id=ref.image_id, dataset=refer.dataset,
                  split_by=refer.split_by, split=ref.split)
     for name, value in known.items():
-        if (claim := getattr(prediction, name)) not in (None, value):
-            raise ValueError(f'the prediction for sentence {prediction.sent_id} has {name} {claim!r}, not {value!r}')
+        claim = getattr(prediction, name)
+        if claim in (None, value) or isinstance(value, tuple) and {*np.atleast_1d(claim)} == {*value}: continue
+        raise ValueError(f'the prediction for sentence {prediction.sent_id} has {name} {claim!r}, not {value!r}')
 
 # %% ../nbs/45_predictions.ipynb #56352e14
 def match_predictions(
@@ -121,7 +125,7 @@ def network_side(
     if height == width and 0 < height <= MAX_SQUARE: return height
     raise ValueError(f"this protocol compares masks on the network's square, of at most {MAX_SQUARE} pixels, but for "
                      f"sentence {prediction.sent_id} it is {height} x {width}: "
-                     "'cris' and 'lisa' take masks at the image's size")
+                     "'cris', 'lisa' and 'gres50' take masks at the image's size")
 
 def intersection_union_rle(
     prediction:Prediction, # not yet looked at
@@ -133,19 +137,21 @@ def intersection_union_rle(
     return rle_overlap(found, truth)
 
 # %% ../nbs/45_predictions.ipynb #20bb89e3
+def _said(prediction): return -1 if prediction.no_target is None else int(prediction.no_target)
+
 def score_predictions(
     predictions:Sequence[Prediction], # from `read_predictions`
     refer:Refer,
     split:str,
     protocol:str='lavt',              # a name in `sadlr.metrics.PROTOCOLS`
 ) -> list[dict[str, float]]:          # one dict of scores per iteration, as from `evaluate`
-    "P@X, mIoU and oIoU of each iteration over all sentences of a split"
+    "P@X, mIoU and oIoU, or GRES's scores, of each iteration over all sentences of a split"
     rules, pairs = named_protocol(protocol), match_predictions(predictions, refer, split)
     counts, last = [], None
     side = None if rules.original_size else network_side(pairs[0][1][0])
     for ref, found in pairs:
         if ref.ref_id != last: # the sentences of an object come together
             truth = to_rle(square_mask(refer.mask(ref), side).numpy()) if side else refer.rle(ref)
-            last = ref.ref_id
-        counts.append([intersection_union_rle(p, truth) for p in found])
-    return [summarise(*numbers, protocol) for numbers in np.array(counts).transpose(1, 2, 0)]
+            last, pixels = ref.ref_id, rle_area(truth) or -(rle_area(refer.rle(ref)) > 0) # see `gres_scores`
+        counts.append([(*intersection_union_rle(p, truth), pixels, _said(p)) for p in found])
+    return [summarise(i, u, protocol, *rest) for i, u, *rest in np.array(counts).transpose(1, 2, 0)]

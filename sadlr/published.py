@@ -18,12 +18,12 @@ def published(
     dataset:str,
     split_by:str, # partition
     split:str,
-) -> list[dict]:  # {'method', 'mIoU', 'oIoU', 'note'}, as far as they are known, in the order of the paper
-    "The rows of Tables 1 and 2 for one split; none for data that the paper does not know"
+) -> list[dict]:  # {'method', 'mIoU', 'oIoU' or 'gIoU', 'cIoU', 'note'}, as far as they are known, in the paper's order
+    "The rows of Tables 1 and 2 for one split, or that of GRES; none for other data"
     tables = read_published()
     column = f'{dataset}.{split_by}.{split}'.replace('.unc.', '.')
     rows = {}
-    for score, table in [('mIoU', 'table2_mIoU'), ('oIoU', 'table1_oIoU')]:
+    for score, table in [('mIoU', 'table2_mIoU'), ('oIoU', 'table1_oIoU'), ('gIoU', 'gres'), ('cIoU', 'gres')]:
         for row in reversed(tables[table]):
             if (value := row[score].get(column)) is None: continue
             found = rows.setdefault(row['method'], {'method': row['method']})

@@ -486,7 +486,8 @@ def score_table(
 ) -> str:
     "Scores in percent, a row per iteration"
     head = ' '.join(f'{k:>6}' for k in scores[0])
-    rows = [f'{i:>9} ' + ' '.join(f'{v:6.2f}' for v in s.values()) for i, s in enumerate(scores, 1)]
+    def cell(v): return f'{"-":>6}' if v is None else f'{v:6.2f}' # where no pair counts for a score
+    rows = [f'{i:>9} ' + ' '.join(map(cell, s.values())) for i, s in enumerate(scores, 1)]
     return '\n'.join([f'iteration {head}', *rows])
 
 # %% ../nbs/46_training.ipynb #2616c189

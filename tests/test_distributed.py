@@ -9,6 +9,7 @@ from accelerate.utils import gather_object
 from fastai.callback.core import Callback
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
+from msgspec import to_builtins
 from forked import command, forked
 from sadlr import checkpoint, cli, training
 from sadlr.checkpoint import Checkpoint
@@ -35,11 +36,11 @@ class Watch(Callback):
         self.losses.append(self.loss.item())
         if len(self.losses) == self.end: raise KeyboardInterrupt
 
-def learner(root, *cbs, dropout=0.):
+def learner(root, *cbs, dropout=0., names=('shapes', 'attributes')):
     "The same in every process; SGD, because Adam makes steps of rounding errors where a gradient is zero"
     launched()
     set_seed(0)
-    dls = refer_dataloaders(Refer(root, 'shapes', 'attributes'), img_size=32, bs=4, num_workers=0, device='cpu')
+    dls = refer_dataloaders(Refer(root, *names), img_size=32, bs=4, num_workers=0, device='cpu')
     model = create_model(size='nano', img_size=32, tokenizer=dls.tokenizer,
                          language_options=dict(hidden_dropout_prob=dropout))
     with torch.no_grad():
@@ -58,6 +59,13 @@ def train(root):
     return dict(before=before, after=list(learn.recorder.values[-1]), seen=sorted(gather_object(watch.seen)),
                 losses=torch.tensor(gather_object([watch.losses])).mean(0), weights=learn.model.state_dict())
 
+def general(root):
+    "GRES's scores where two thirds of the refs mean nothing or several objects"
+    learn = learner(root, names=('general', 'own'))
+    with learn.no_bar(): learn.validate()
+    record = learn.metrics[0].record
+    return dict(pairs=[pairs.tolist() for pairs in record.pairs], gres=record.summary('gres'), gres50=record.summary('gres50'))
+
 def resume(root):
     "Losses and weights of a run with dropout in each process: uninterrupted, and stopped and resumed"
     def run(name, watch, **options):
@@ -74,7 +82,7 @@ def resume(root):
 
 def work(root):
     "What two processes do together"
-    results = dict(train=train(root), resume=resume(root))
+    results = dict(train=train(root), general=general(root), resume=resume(root))
     if launched().is_main_process: torch.save(results, root/'results.pt')
     launched().destroy_process_group()
 
@@ -91,7 +99,13 @@ def two_processes(work, *args, err, **options):
 @pytest.fixture(scope='module')
 def root(tmp_path_factory):
     root = tmp_path_factory.mktemp('distributed')
-    make_shapes(root, n_images=12)
+    refs = list(make_shapes(root, n_images=12).refs())
+    (root/'general').mkdir()
+    for name in 'instances.json', 'images': (root/'general'/name).symlink_to(f'../shapes/{name}')
+    of_image = {ref.image_id: [r.ann_id for r in refs if r.image_id == ref.image_id] for ref in refs}
+    meant = [[[-1], [ref.ann_id], of_image[ref.image_id]][k % 3] for k, ref in enumerate(refs)]
+    records = [to_builtins(ref) | dict(ann_id=ids, category_id=ids[:1]) for ref, ids in zip(refs, meant)]
+    (root/'general'/'grefs(own).json').write_text(json.dumps(records))
     return root
 
 @pytest.fixture(scope='module')
@@ -107,6 +121,13 @@ def test_same_training_as_one_process(root, results):
     torch.testing.assert_close(two['losses'], one['losses'], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.tensor(two['after']), torch.tensor(one['after']), rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(two['weights'], one['weights'], rtol=1e-4, atol=1e-6)
+
+def test_same_scores_of_gres_as_one_process(root, results):
+    "To the last bit, and the pairs in the same order"
+    torch.set_num_threads(1)
+    one, two = general(root), results['general']
+    assert two == one and len(one['pairs']) > 1
+    assert {pair[0][2] > 0 for batch in one['pairs'] for pair in batch} == {True, False}
 
 def test_two_processes_resume(results):
     (whole, weights, _), (resumed, again, _) = results['resume'].values()

@@ -1,5 +1,5 @@
 "Downloads from mirrors that drop, cut, mix up and refuse, and folders that are not whole"
-import hashlib, json, pickle, sys, threading, time, zipfile
+import hashlib, json, pickle, re, sys, threading, time, zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
@@ -8,7 +8,7 @@ from forked import forked
 from PIL import Image
 from sadlr import cli
 from sadlr.data import download
-from sadlr.data.download import BLOCK, DOWNLOADS, Download, fetch, get_data, unpack
+from sadlr.data.download import BLOCK, DOWNLOADS, GREFCOCO, Download, fetch, get_data, unpack
 from sadlr.data.refer import PARTITIONS
 from sadlr.data.shapes import make_shapes
 
@@ -230,7 +230,7 @@ def small(serve, tmp_path, monkeypatch):
     instances = (folder/'instances.json').read_bytes().replace(b'.png', b'.jpg')
     refs = (folder/'refs(attributes).p').read_bytes()
     contents = {d: {'instances.json': instances} | {f'refs({p}).p': refs for p in PARTITIONS[d]}
-                for d in PARTITIONS if d != 'shapes'}
+                for d in PARTITIONS if d in DOWNLOADS}
     contents['train2014'] = {f'{p.stem}.jpg': p.read_bytes() for p in (folder/'images').iterdir()}
     downloads = {}
     for name, members in contents.items():
@@ -259,7 +259,8 @@ def test_get_then_check(small, shell, tmp_path):
     said, out = shell('sadlr_data', 'get', root)
     assert said is None and out.count('files unpacked') == 4
     said, out = shell('sadlr_data', 'check', root)
-    assert said is None and out.count('whole') == 5 and 'images: 20 of 20' in out and 'missing' not in out
+    assert said is None and out.count('whole') == 5 and 'images: 20 of 20' in out
+    assert out.count('missing') == 1 and 'grefcoco (unc): not there' in out and GREFCOCO in out
     before = {p: p.stat().st_mtime_ns for p in root.rglob('*')}
     for path in root.glob('*.zip'): path.unlink()
     assert shell('sadlr_data', 'get', root)[1].count('there already') == 4
@@ -269,7 +270,7 @@ def test_get_one_data_set(small, shell, tmp_path):
     assert shell('sadlr_data', 'get', tmp_path/'root', '--dataset', 'refcoco+')[0] is None
     assert sorted(p.name for p in (tmp_path/'root').iterdir()) == ['images', 'refcoco+', 'refcoco+.zip', 'train2014.zip']
     said, out = shell('sadlr_data', 'check', tmp_path/'root')
-    assert said is None and out.count('not there') == 4 and 'missing' in out
+    assert said is None and out.count('not there') == 5 and 'missing' in out
 
 def test_all_mirrors_fail(small, shell, tmp_path, serve):
     small['refcocog'] = replace(small['refcocog'], urls=(serve(refuse=99, status=404)[0],))
@@ -286,6 +287,27 @@ def test_images_elsewhere_below_the_root_count(small, shell, tmp_path):
     (tmp_path/'root'/'train2014').symlink_to(tmp_path/'first'/'images'/'train2014')
     assert 'train2014: there already' in shell('sadlr_data', 'get', tmp_path/'root')[1]
     assert shell('sadlr_data', 'check', tmp_path/'root')[0] is None
+
+def test_grefcoco_is_got_by_hand_and_checked(small, shell, tmp_path):
+    "No program can fetch it: the command tells where it is, and checks it once it is there"
+    root = tmp_path/'root'
+    said, _ = shell('sadlr_data', 'get', root, '--dataset', 'grefcoco')
+    assert GREFCOCO in said and f"{root/'grefcoco'}" in said and len(said.splitlines()) == 1
+    shell('sadlr_data', 'get', root, '--dataset', 'refcoco')
+    (root/'grefcoco').mkdir()
+    (root/'grefcoco'/'instances.json').symlink_to('../refcoco/instances.json') # as the text says
+    refs = pickle.loads((root/'refcoco'/'refs(unc).p').read_bytes())
+    of_image = {ref['image_id']: [r['ann_id'] for r in refs if r['image_id'] == ref['image_id']] for ref in refs}
+    for k, ref in enumerate(refs): # every third means nothing, the others all that their image has
+        ref.update(ann_id=of_image[ref['image_id']] if k % 3 else [-1], category_id=[1 if k % 3 else -1], no_target=not k % 3)
+    path = root/'grefcoco'/'grefs(unc).json'
+    path.write_text(json.dumps(refs))
+    said, out = shell('sadlr_data', 'check', root, '--dataset', 'grefcoco')
+    assert said is None and re.search(r'grefcoco \(unc\): .* sentences, \d+ for none, \d+ for several, whole', out), out
+    refs[5].update(ann_id=[-1, 7])
+    path.write_text(json.dumps(refs))
+    said, out = shell('sadlr_data', 'check', root, '--dataset', 'grefcoco')
+    assert said.startswith('sadlr_data: ') and f'{path} is not a list of refs: ref {refs[5]["ref_id"]}: its ann_id' in out
 
 def break_pickle(root): (root/'refcoco'/'refs(unc).p').write_bytes((root/'refcoco'/'refs(unc).p').read_bytes()[:-20])
 def break_json(root): (root/'refcoco+'/'instances.json').write_bytes((root/'refcoco+'/'instances.json').read_bytes()[:-20])
@@ -335,7 +357,7 @@ def test_check_finds(small, shell, tmp_path, damage, told):
 
 def test_check_of_nothing(shell, tmp_path):
     said, out = shell('sadlr_data', 'check', tmp_path)
-    assert said.startswith('sadlr_data: ') and out.count('not there') == 5
+    assert said.startswith('sadlr_data: ') and out.count('not there') == 6
     assert all(url in out for d in DOWNLOADS.values() for url in d.urls)
 
 def test_check_of_a_named_data_set_that_is_not_there(shell, tmp_path):

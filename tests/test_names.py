@@ -4,7 +4,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 from sadlr.data.download import check_data
-from sadlr.data.refer import Refer, find_refs
+from sadlr.data.refer import Refer, find_refs, partitions_in
 from sadlr.models.build import ReferSegmenter, create_model
 
 H, W = 40, 60
@@ -27,14 +27,27 @@ def message(*args):
     return str(error.value)
 
 @pytest.mark.parametrize('dataset', ['grefcoco', 'refcoco', 'mine'])
-@pytest.mark.parametrize('name', ['grefs(unc).json', 'refs(unc).json', 'refs(unc).pkl', 'refs.p', 'Refs(unc).p', 'refs(unc)', 'refs(unc).p.zip'])
+@pytest.mark.parametrize('name', ['grefs(unc).pkl', 'refs(unc).json', 'refs(unc).pkl', 'refs.p', 'Refs(unc).p', 'refs(unc)', 'refs(unc).p.zip'])
 def test_a_folder_with_another_refs_file(tmp_path, dataset, name):
     write(tmp_path/dataset, refs=name)
-    said = message(tmp_path, dataset, 'unc')
-    assert f"{tmp_path/dataset/'refs(unc).p'} is missing" in said and repr(name) in said and 'a pickle' in said
+    said, usual = message(tmp_path, dataset, 'unc'), 'grefs(unc).json' if dataset == 'grefcoco' else 'refs(unc).p'
+    assert f'{tmp_path/dataset/usual} is missing' in said and repr(name) in said and 'a pickle' in said
     assert 'no data set' not in said
     wrong = check_data(tmp_path)
     assert len(wrong) == 1 and repr(name) in wrong[0] and check_data(tmp_path, dataset) == wrong
+
+@pytest.mark.parametrize('dataset', ['grefcoco', 'refcoco', 'mine'])
+def test_the_first_of_the_three_files_is_read(tmp_path, dataset):
+    "gRefCOCO's, whatever the folder is called; where REFER's own lies beside it, that one"
+    write(tmp_path/dataset, refs='grefs(unc).p')
+    refs = pickle.loads((tmp_path/dataset/'grefs(unc).p').read_bytes())
+    assert len(Refer(tmp_path, dataset, 'unc').refs()) == 3
+    (tmp_path/dataset/'grefs(unc).json').write_text(json.dumps(refs[:2]))
+    assert len(Refer(tmp_path, dataset, 'unc').refs()) == 3
+    (tmp_path/dataset/'grefs(unc).p').unlink()
+    assert len(Refer(tmp_path, dataset, 'unc').refs()) == 2 and partitions_in(tmp_path) == [(dataset, 'unc')]
+    (tmp_path/dataset/'refs(unc).p').write_bytes(pickle.dumps(refs[:1]))
+    assert len(Refer(tmp_path, dataset, 'unc').refs()) == 1 and partitions_in(tmp_path) == [(dataset, 'unc')]
 
 def test_a_folder_without_any_file_of_annotations(tmp_path):
     write(tmp_path/'mine', refs=None, instances=None)

@@ -242,8 +242,9 @@ def show_results(x:tuple, y:TensorReferMask, samples, outs, ctxs=None, max_n=6, 
     if ctxs is None: ctxs = get_grid(min(len(samples), max_n), nrows=nrows, ncols=ncols, figsize=figsize, double=True)
     for (image, phrase, mask), (pred,), left, right in zip(samples, outs, ctxs[::2], ctxs[1::2]):
         union, inter = ((mask > 0) | (pred > 0)).sum().item(), ((mask > 0) & (pred > 0)).sum().item()
+        found = f'IoU {inter/union:.2f}' if union else 'nothing, rightly'
         _draw_sample(image, mask, phrase, left, color=TRUE)
-        _draw_sample(image, pred, f'predicted: IoU {inter/union if union else 0:.2f}', right)
+        _draw_sample(image, pred, f'predicted: {found}', right)
     return ctxs
 
 # %% ../../nbs/12_data.block.ipynb #12aa0001

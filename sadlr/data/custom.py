@@ -15,6 +15,7 @@ import tempfile
 import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from contextlib import suppress
 from numbers import Number
 from pathlib import Path
 from typing import TypedDict
@@ -22,7 +23,7 @@ import msgspec
 import numpy as np
 import pandas as pd
 from PIL import Image
-from .refer import ID, PARTITIONS, Refer, check_ids, quoted, read_instances
+from .refer import ID, PARTITIONS, REFS_FILES, Refer, check_ids, quoted, read_instances
 from ..files import decode_json, decode_text, read_json, sha256
 from ..masks import CocoMask, rle_area, rle_box, to_rle, union_rle
 from ..phrases import phrase_fault
@@ -90,21 +91,26 @@ def polygon_parts(
     return parts
 
 # %% ../../nbs/15_data.custom.ipynb #21132983
-def _record(ref_id, first, annotation, split, phrases):
-    "A ref as in the pickle; its sentences are numbered from `first`"
+def _record(ref_id, first, image_id, objects, split, phrases, lists=False):
+    "A ref as in the file; its sentences are numbered from `first`, and `objects` are its annotations"
     tokens = [p.lower().split() for p in phrases]
     sentences = [dict(sent_id=first + i, raw=p, sent=' '.join(t), tokens=t)
                  for i, (p, t) in enumerate(zip(phrases, tokens))]
-    return dict(ref_id=ref_id, ann_id=annotation['id'], image_id=annotation['image_id'], split=split,
-                category_id=annotation['category_id'], sent_ids=[s['sent_id'] for s in sentences], sentences=sentences)
+    ids, kinds = ([a[name] for a in objects] or [-1] for name in ('id', 'category_id'))
+    return dict(ref_id=ref_id, ann_id=ids if lists else ids[0], image_id=image_id, split=split,
+                category_id=kinds if lists else kinds[0], sent_ids=[s['sent_id'] for s in sentences],
+                sentences=sentences) | (dict(no_target=not objects) if lists else {})
 
-def _records(phrases, by_id, splits):
-    "The refs of all annotations with phrases"
-    refs, n = [], 0
-    for i, (ann_id, texts) in enumerate(phrases.items()):
-        refs.append(_record(i, n, by_id[ann_id], splits[by_id[ann_id]['image_id']], texts))
+def _records(phrases, absent, by_id, splits):
+    "The refs of all phrases, and whether they have lists as gRefCOCO's"
+    found = [([by_id[i] for i in key], texts) for key, texts in phrases.items()]
+    meant = [(objects[0]['image_id'], objects, texts) for objects, texts in found]
+    meant += [(image_id, [], texts) for image_id, texts in absent.items()]
+    refs, n, lists = [], 0, any(len(objects) != 1 for _, objects, _ in meant)
+    for i, (image_id, objects, texts) in enumerate(meant):
+        refs.append(_record(i, n, image_id, objects, splits[image_id], texts, lists))
         n += len(texts)
-    return refs
+    return refs, lists
 
 # %% ../../nbs/15_data.custom.ipynb #7aa130c6
 def check_splits(
@@ -129,7 +135,8 @@ def _place(source, target):
 def check_records(
     images:list[dict],            # these and the following as for `write_refer`
     annotations:list[dict],
-    phrases:dict[int, list[str]],
+    phrases:dict[tuple, list[str]],
+    absent:dict[int, list[str]],
     splits:dict[int, str],
     categories:list[dict],
 ):
@@ -142,10 +149,15 @@ def check_records(
         if name in ('', '.', '..') or {'/', '\\'} & {*name}:
             raise ValueError(f'the file_name {name!r} is no plain name, and all photos go into one folder')
     by_id = {a['id']: a for a in annotations}
-    for ann_id, texts in phrases.items():
+    if () in phrases: raise ValueError("phrases for nothing go by their image, in 'absent'")
+    for ann_id in (i for key in phrases for i in key):
         if ann_id not in by_id: raise ValueError(f'there are phrases for annotation {ann_id!r}, and no such annotation')
-        if isinstance(texts, str): raise ValueError(f'the phrases of annotation {ann_id} are one text, not a list')
         if (image := by_id[ann_id]['image_id']) not in splits: raise ValueError(f'image {image!r} is in no split')
+    for image in absent:
+        if image not in splits: raise ValueError(f'image {image!r} is in no split')
+    named = {f'annotation {", ".join(map(str, key))}': texts for key, texts in phrases.items()}
+    for name, texts in (named | {f'image {image}': texts for image, texts in absent.items()}).items():
+        if isinstance(texts, str): raise ValueError(f'the phrases of {name} are one text, not a list')
 
 # %% ../../nbs/15_data.custom.ipynb #419c27d3
 def write_refer(
@@ -155,9 +167,10 @@ def write_refer(
     images:list[dict],             # COCO's records; `file_name` is the name that the photo gets
     photos:Iterable,               # the file of each, or a PIL image that has to be written
     annotations:list[dict],        # COCO's records: id, image_id, category_id, segmentation, ...
-    phrases:dict[int, list[str]],  # by annotation; an annotation without phrases is kept and not referred to
+    phrases:dict[int|tuple, list[str]], # by annotation, or several; one without phrases is kept and not referred to
     splits:dict[int, str],         # by image
     categories:list[dict],         # COCO's records: id, name, ...
+    absent:dict[int, list[str]]={},# by image: phrases that mean nothing in it
 ) -> Refer:
     "Write REFER's files and the photos, and read them"
     for name in dataset, split_by:
@@ -165,15 +178,17 @@ def write_refer(
             raise ValueError(f"{name!r} is no name: it is empty or no text, or holds '/', ',' or '*'")
     target = Path(root)/dataset
     if target.exists(): raise FileExistsError(f'{target} is there: choose another name or remove it')
-    check_records(images, annotations, phrases, splits, categories)
-    refs = _records(phrases, {a['id']: a for a in annotations}, check_splits(splits))
+    phrases = {key if isinstance(key, tuple) else (key,): texts for key, texts in phrases.items()}
+    check_records(images, annotations, phrases, absent, splits, categories)
+    refs, lists = _records(phrases, absent, {a['id']: a for a in annotations}, check_splits(splits))
     Path(root).mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=root, prefix=f'.{dataset}-') as tmp:
         (folder := Path(tmp)/dataset/'images').mkdir(parents=True)
         for record, photo in zip(images, photos, strict=True): _place(photo, folder/record['file_name'])
         instances = dict(info={}, licenses=[], images=images, annotations=annotations, categories=categories)
         (folder.parent/'instances.json').write_text(json.dumps(instances))
-        (folder.parent/f'refs({split_by}).p').write_bytes(pickle.dumps(refs))
+        (folder.parent/REFS_FILES[-1 if lists else 0].format(split_by)).write_bytes(
+            json.dumps(refs).encode() if lists else pickle.dumps(refs))
         Refer(tmp, dataset, split_by)
         os.rename(folder.parent, target)
     return Refer(root, dataset, split_by)
@@ -235,25 +250,48 @@ def _turned(path):
     "Whether a photo has an EXIF note by which it lies on its side, or mirrored"
     with Image.open(path) as image: return image.getexif().get(0x0112, 1) != 1
 
+def says_none(
+    cell,
+) -> bool:
+    "Whether a mask or a polygon is the word for nothing"
+    return isinstance(cell, str) and cell.strip() == 'none'
+
+def listed_masks(
+    mask:str|Path|np.ndarray|list, # one, a list of them, that list as JSON, or 'none'
+    folder:Path,                   # where relative paths start
+) -> list[Path|np.ndarray]:        # none, one or several
+    "The masks that a cell of the table means"
+    if says_none(mask): return []
+    if isinstance(mask, str) and mask.startswith('['):
+        with suppress(ValueError): mask = decode_json(mask) # otherwise it is the name of a file
+    masks = mask if isinstance(mask, list) else [mask]
+    if not masks: raise ValueError("the list of masks is empty; where nothing is meant, write 'none'")
+    for m in masks:
+        if not isinstance(m, (str, Path, np.ndarray)):
+            raise ValueError(f'the mask is no path and no array but of type {type(m).__name__}')
+    return [m if isinstance(m, np.ndarray) else folder/m for m in masks]
+
 def read_row(
     row:dict,
     folder:Path, # where relative paths start
     sizes:dict,  # (height, width) by path of the photos that were opened before; gets this one
-) -> tuple[Path, str, list|dict, dict]: # photo, phrase, segmentation and RLE
+) -> tuple[Path, str, list[tuple[list|dict, dict]]]: # photo, phrase, and segmentation and RLE of each object
     "A row of the table, checked"
     image, phrase, mask, polygon = (_cell(row, name) for name in ('image', 'phrase', 'mask', 'polygon'))
     if image is None: raise ValueError('there is no image')
     if not isinstance(image, (str, Path)): raise ValueError(f'the image is no path but of type {type(image).__name__}')
     phrase = '' if phrase is None else str(phrase) if isinstance(phrase, Number) else phrase
     if fault := phrase_fault(phrase): raise ValueError(f'the phrase {fault}')
-    if (mask is None) == (polygon is None): raise ValueError("it takes either a 'mask' or a 'polygon'")
-    if not isinstance(mask, (str, Path, np.ndarray, type(None))):
-        raise ValueError(f'the mask is no path and no array but of type {type(mask).__name__}')
+    if (mask is None) == (polygon is None):
+        raise ValueError("it takes either a 'mask' or a 'polygon', or 'none' for one where nothing is meant")
+    masks = [] if mask is None else listed_masks(mask, folder)
     path = folder/image
     if path not in sizes: sizes[path] = open_image(path).size[::-1]
-    if polygon is not None: segmentation = polygon_parts(polygon, *sizes[path])
-    else: segmentation = mask_rle(mask if isinstance(mask, np.ndarray) else folder/mask, *sizes[path])
-    return path, phrase.strip(), segmentation, union_rle(segmentation, *sizes[path])
+    parts = [mask_rle(m, *sizes[path]) for m in masks]
+    if polygon is not None and not says_none(polygon): parts = [polygon_parts(polygon, *sizes[path])]
+    objects = [(part, union_rle(part, *sizes[path])) for part in parts]
+    if len({rle['counts'] for _, rle in objects}) < len(objects): raise ValueError('two of its masks are the same')
+    return path, phrase.strip(), objects
 
 # %% ../../nbs/15_data.custom.ipynb #3e82455a
 def _annotation(id, image_id, segmentation, rle):
@@ -270,7 +308,7 @@ def _note_split(splits, i, split, path, photos):
 
 # %% ../../nbs/15_data.custom.ipynb #bd98b3af
 def refer_from_table(
-    table:str|Path|pd.DataFrame|list[dict], # columns image, phrase, mask or polygon, and perhaps split
+    table:str|Path|pd.DataFrame|list[dict], # columns image, phrase, mask or polygon ('none': nothing), perhaps split
     root:str|Path,                          # folder of the data sets
     dataset:str,                            # name of the new one
     split_by:str='own',                     # name of its partition
@@ -278,18 +316,20 @@ def refer_from_table(
 ) -> Refer:
     "Write a data set from a table; a ValueError names the row, counted from 1, and its image"
     folder = Path(folder or (Path(table).parent if isinstance(table, (str, Path)) else '.'))
-    sizes, ids, photos, annotations, phrases, splits = {}, {}, {}, {}, defaultdict(list), {}
+    sizes, ids, photos, annotations, splits, phrases, absent = {}, {}, {}, {}, {}, defaultdict(list), defaultdict(list)
     for n, row in enumerate(read_table(table), 1):
         try:
-            path, phrase, segmentation, rle = read_row(row, folder, sizes)
+            path, phrase, objects = read_row(row, folder, sizes)
             if path not in photos: photos[path] = sha256(path)
             i, split = ids.setdefault(photos[path], len(ids)), _cell(row, 'split')
             _note_split(splits, i, split, path, photos)
         except (ValueError, OSError) as error:
             told = f"row {n} ({row.get('image')}): {error}"
             raise ValueError(told.encode(errors='backslashreplace').decode()) from error
-        object = annotations.setdefault((i, rle['counts']), _annotation(len(annotations), i, segmentation, rle))
-        phrases[object['id']].append(phrase)
+        for segmentation, rle in objects:
+            annotations.setdefault((i, rle['counts']), _annotation(len(annotations), i, segmentation, rle))
+        meant = tuple(sorted(annotations[i, rle['counts']]['id'] for _, rle in objects))
+        (phrases[meant] if meant else absent[i]).append(phrase)
     if set(splits.values()) == {None}: splits = deal_splits(list(splits))
     if None in splits.values(): raise ValueError('some images have a split and others have none')
     first = {ids[photo]: path for path, photo in reversed(photos.items())} # of the paths to one photo
@@ -297,7 +337,7 @@ def refer_from_table(
               for i in ids.values()]
     files = (open_image(first[i]) if _turned(first[i]) else first[i] for i in ids.values())
     return write_refer(root, dataset, split_by, images, files, list(annotations.values()), dict(phrases), splits,
-                       [dict(id=1, name='object')])
+                       [dict(id=1, name='object')], dict(absent))
 
 # %% ../../nbs/15_data.custom.ipynb #7dd15a09
 def whole(value):

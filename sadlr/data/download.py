@@ -22,7 +22,8 @@ from requests.adapters import HTTPAdapter
 from tqdm.auto import tqdm
 from urllib3.util import Retry
 from .joint import image_names
-from .refer import IMAGE_PLACES, PARTITIONS, Ref, Refer, elsewhere, look_alikes, partitions_in, quoted
+from .refer import (IMAGE_PLACES, PARTITIONS, Ref, Refer, count_refs, elsewhere, in_words, look_alikes,
+                              partitions_in, quoted)
 from ..files import sha256
 from ..masks import rle_area
 from ..phrases import phrase_fault
@@ -70,11 +71,17 @@ def is_there(
         return all((root/name/n).is_file() for n in names)
     return any(sum(1 for _ in (root/p).glob('*.jpg')) >= N_IMAGES for p in IMAGE_PLACES)
 
+GREFCOCO = 'https://github.com/henghuiding/gRefCOCO' # names the copies on Google Drive and OneDrive
+
 def by_hand(
-    name:str,  # of `DOWNLOADS`
+    name:str,  # of `DOWNLOADS`, or 'grefcoco'
     root:Path,
 ) -> list[str]:
-    "What to do where the download fails"
+    "What to do where there is no download or where it fails"
+    if name == 'grefcoco':
+        return [f'{name}, from {GREFCOCO}, which names a copy on Google Drive and one on OneDrive:',
+                f'  save its grefs(unc).json in {root/name}; instances.json and the photos are those of refcoco:',
+                f'  ln -s ../refcoco/instances.json {root/name}/instances.json']
     d = DOWNLOADS[name]
     lines = [f'{name}.zip, {d.size:,} bytes, SHA-256 {d.sha256}:', *(f'  {url}' for url in d.urls),
              f'  save it as {root/name}.zip; `sadlr_data get {root}` unpacks it to {root/d.into/name}']
@@ -89,6 +96,7 @@ def get_data(
 ):
     "Download and unpack the annotations and COCO's train2014 below `root`, as far as they are missing"
     root, names, failed = Path(root), [d for d in DOWNLOADS if d != 'train2014'], []
+    if dataset == 'grefcoco': raise ValueError(f'no program can fetch {" ".join(by_hand(dataset, root))}')
     if dataset and dataset not in names:
         raise ValueError(f'there is no data set {dataset!r} to get; there are {", ".join(names)}')
     if root.exists() and not root.is_dir(): raise NotADirectoryError(f'{root} is no folder')
@@ -123,8 +131,9 @@ def _report(root, dataset, split_by):
     refer, problems = check_partition(root, dataset, split_by)
     if refer and not refer.images: problems.append(f'{refer.name}: there is no folder of its images')
     elif refer and refer.refs() and (hint := _deeper(refer)): problems.append(f'{refer.name}: {hint}')
-    n = f'{len(refer.refs())} refs, {sum(len(r.sentences) for r in refer.refs())} sentences, ' if refer else ''
-    print(f'{dataset} ({split_by}): {n}' + (f'{len(problems)} wrong' if problems else 'whole'))
+    n = {what: k for what, k in count_refs(refer.refs()).items() if what != 'images'} if refer else {}
+    wrong = f'{len(problems)} wrong' if problems else 'whole'
+    print(f'{dataset} ({split_by}): ' + ', '.join([in_words(n), wrong] if n else [wrong]))
     return problems, image_sizes(refer) if refer else {}
 
 # %% ../../nbs/14_data.download.ipynb #a7978e09
@@ -145,10 +154,10 @@ def check_data(
 ) -> list[str]:       # what is wrong
     "Read all refs, masks and images below `root`; prints what is there, and where to get what is missing"
     root, wrong, sizes, missing = Path(root), [], {}, {}
-    published = [(d, p) for d in PARTITIONS if d in DOWNLOADS for p in PARTITIONS[d] if dataset in (None, d)]
-    own = [(d, p) for d, p in partitions_in(root) if dataset in (None, d)]
-    for name, split_by in dict.fromkeys(published + own):
-        if not (root/name/f'refs({split_by}).p').is_file():
+    published = [(d, p) for d in PARTITIONS if d != 'shapes' for p in PARTITIONS[d] if dataset in (None, d)]
+    there = [(d, p) for d, p in partitions_in(root) if dataset in (None, d)]
+    for name, split_by in dict.fromkeys(published + there):
+        if (name, split_by) not in there:
             print(f'{name} ({split_by}): not there')
             missing[name] = True
             continue
@@ -290,7 +299,8 @@ def ref_problems(
     for s in ref.sentences:
         if fault := phrase_fault(s.raw): yield f'sentence {s.sent_id} {fault}'
     try:
-        if not rle_area(refer.rle(ref)): yield f'{refer.path}, annotation {ref.ann_id}: no pixel is covered'
+        if ref.ann_ids and not rle_area(refer.rle(ref)):
+            yield f'{refer.path}, annotation {", ".join(map(str, ref.ann_ids))}: no pixel is covered'
     except ValueError as error: yield str(error)
 
 # %% ../../nbs/14_data.download.ipynb #508ddd02
