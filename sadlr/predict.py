@@ -16,7 +16,7 @@ from PIL import Image
 
 from .export import OnnxSegmenter, needed
 from .files import write_file
-from .pictures import open_image, paint_mask
+from .pictures import open_image, paint_mask, save_gif
 
 # %% ../nbs/35_predict.ipynb #f89c3c33
 def load_model(
@@ -37,7 +37,7 @@ def sadlr_predict(
     phrase:str,                    # what to find in it
     model:str='runs/shapes/model', # saved model's folder, hub name, LAVT's published weights (.pth), 'shapes', which
                                    # ships with the package, or a file of sadlr_export (.onnx)
-    out:Path='overlay.png',        # picture to write: the photo with the mask over it
+    out:Path='overlay.png',        # picture to write: the photo with the mask over it; NAME.gif shows every iteration
 ):
     "Find what a phrase names in a photo and write the photo with the mask over it"
     out = Path(out)
@@ -48,6 +48,7 @@ def sadlr_predict(
     segmenter = OnnxSegmenter(model) if model.endswith('.onnx') else load_model(model)
     answer = segmenter.segment(photo, phrase)
     picture = io.BytesIO()
-    Image.fromarray(paint_mask(np.asarray(photo)/255, answer.mask)).save(picture, kind)
+    if kind == 'GIF': save_gif(photo, answer.iterations, picture, phrase)
+    else: Image.fromarray(paint_mask(np.asarray(photo)/255, answer.mask)).save(picture, kind)
     write_file(out, picture.getvalue())
     print(f'{out}: {answer.mask.mean():.1%} of the image')
