@@ -7,6 +7,7 @@ __all__ = ['MAX_WORDS', 'Segmentation']
 
 # %% ../nbs/03_phrases.ipynb #60f90d7f
 import json
+import textwrap
 import unicodedata
 import warnings
 from collections import Counter
@@ -152,6 +153,27 @@ def unknown_words(
 ) -> list[str]:   # none, where words are cut into known pieces as by BERT's
     "The words of a phrase that a model cannot tell from each other"
     return [*count_words(as_phrases(phrase), tokenizer)[1]]
+
+# %% ../nbs/03_phrases.ipynb #46c71015
+def known_words(
+    tokenizer,    # of `transformers`, or a `PhraseTokenizer`
+) -> list[str]:   # none, where words are cut into pieces: there is no list of them
+    "The words of a vocabulary, in alphabetical order"
+    ours = isinstance(tokenizer, PhraseTokenizer)
+    backend = tokenizer.backend if ours else getattr(tokenizer, 'backend_tokenizer', None)
+    if backend is None or not isinstance(backend.model, models.WordLevel): return []
+    no_words = unknown_ids(tokenizer)
+    return sorted(word for word, i in backend.get_vocab().items() if i not in no_words)
+
+def note_unknown(
+    phrases:str|list[str],
+    tokenizer,    # of `transformers`, or a `PhraseTokenizer`
+) -> str:         # '' where it knows every word
+    "What somebody must know before believing an answer"
+    words = [textwrap.shorten(f'“{word}”', 40) for word in unknown_words(phrases, tokenizer)]
+    if not words: return ''
+    return (f'The model does not know {", ".join(words[:8])}{", ..."*(len(words) > 8)}. '
+            'It reads all such words as one and the same, so its answer says nothing about them.')
 
 # %% ../nbs/03_phrases.ipynb #1b966895
 class Segmentation(NamedTuple):

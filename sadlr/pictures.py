@@ -213,6 +213,76 @@ def paint_mask(
     drawn[~mask & grow(mask, width)] = 0
     return (drawn.clip(0, 1)*255).round().astype(np.uint8)
 
+# %% ../nbs/04_pictures.ipynb #ceae78ce
+def repeat_pixels(
+    array:np.ndarray, # (H, W, ...)
+    side:int=400,     # that the longer side has at most, unless it is longer already
+) -> np.ndarray:      # (k*H, k*W, ...)
+    "Repeat the rows and columns of a small image, mask or map"
+    times = max(1, side//max(array.shape[:2]))
+    return array.repeat(times, 0).repeat(times, 1)
+
+# %% ../nbs/04_pictures.ipynb #c675af5f
+LOST, KEPT = (94/255, 60/255, 153/255), (.3, .3, .3) # what is gained is `ORANGE`
+PROBABILITY = LOST, (1, 1, 1), ORANGE                # of 0, of a half and of 1
+
+def paint_changes(
+    image:np.ndarray,  # (H, W, 3) float from 0 to 1
+    before:np.ndarray, # (H, W) bool, the mask of the iteration before
+    mask:np.ndarray,   # (H, W) bool
+) -> np.ndarray:       # (H, W, 3) uint8
+    "A faint grey image with the pixels that the mask keeps, gains and loses"
+    drawn = 1 - .2*(1 - image.mean(2, keepdims=True).repeat(3, 2))
+    for pixels, rgb in (before & mask, KEPT), (mask & ~before, ORANGE), (before & ~mask, LOST):
+        drawn[pixels] = .15*drawn[pixels] + .85*np.array(rgb)
+    return (drawn*255).round().astype(np.uint8)
+
+def paint_scores(
+    image:np.ndarray,  # (H, W, 3) float from 0 to 1
+    scores:np.ndarray, # (H, W) log-odds
+    alpha:float=.6,    # opacity of the colours
+) -> np.ndarray:       # (H, W, 3) uint8
+    "The grey image under the probability of the object"
+    probability = 1/(1 + np.exp(-scores.clip(-50, 50)))
+    colours = np.stack([np.interp(probability, (0, .5, 1), levels) for levels in zip(*PROBABILITY)], -1)
+    return (255*((1-alpha)*image.mean(2, keepdims=True) + alpha*colours)).round().astype(np.uint8)
+
+# %% ../nbs/04_pictures.ipynb #538a4339
+VIEWS = 'mask', 'gained and lost', 'score map'
+SHOWN_SIDE = 640 # of a photo on a page, in pixels
+
+def shrink(
+    image,         # what `open_image` takes
+) -> Image.Image:  # RGB, upright, a copy
+    "An image of `SHOWN_SIDE` pixels a side at most"
+    image = open_image(image)
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return image
+
+def paint_answer(
+    image:Image.Image, # (H, W) pixels, RGB
+    scores:np.ndarray, # (n, H, W) log-odds, of the iterations up to the one that is shown
+    view:str='mask',   # one of `VIEWS`; the first iteration gains and loses nothing
+    alpha:float=.6,    # opacity of tint or colours
+) -> np.ndarray:       # (k*H, k*W, 3) uint8
+    "One view of one iteration"
+    pixels, (before, last) = repeat_pixels(np.asarray(image))/255, map(repeat_pixels, (scores[-2:][0], scores[-1]))
+    if view == 'score map': return paint_scores(pixels, last, alpha)
+    if view == 'gained and lost': return paint_changes(pixels, before > 0, last > 0)
+    return paint_mask(pixels, last > 0, alpha=alpha)
+
+def colour_key(
+    view:str, # one of `VIEWS`
+) -> str:     # HTML
+    "What the colours of a view mean"
+    def patch(*rgbs, width=.8):
+        colours = ', '.join('rgb({:.0%}, {:.0%}, {:.0%})'.format(*rgb) for rgb in rgbs)
+        return ('<span style="display: inline-block; height: .8em; '
+                f'width: {width}em; background: linear-gradient(to right, {colours})"></span>')
+    if view == 'score map': return f'probability 0 {patch(*PROBABILITY, width=8)} 1'
+    colours = dict(mask=ORANGE) if view == 'mask' else dict(kept=KEPT, gained=ORANGE, lost=LOST)
+    return ' &nbsp; '.join(f'{patch(rgb, rgb)} {name}' for name, rgb in colours.items())
+
 # %% ../nbs/04_pictures.ipynb #5f333187
 def _fit(
     picture:Image.Image,
@@ -220,12 +290,10 @@ def _fit(
     side:int,          # of what comes out, in pixels, at most
 ) -> tuple[np.ndarray, np.ndarray]: # (h, w, 3) uint8, (n, h, w) bool
     "Picture and masks made smaller, or enlarged a whole number of times"
-    times = max(1, side//max(picture.size))
-    size = [length*times for length in picture.size]
-    if max(size) > side: size = [max(1, round(length*side/max(size))) for length in size]
-    masks = [Image.fromarray(mask).resize(size, Image.Resampling.NEAREST) for mask in masks]
-    filter = Image.Resampling.NEAREST if times > 1 else Image.Resampling.LANCZOS
-    return np.asarray(picture.resize(size, filter)), np.stack([*map(np.asarray, masks)])
+    picture = picture.copy()
+    picture.thumbnail((side, side))
+    masks = [np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST)) for mask in masks]
+    return repeat_pixels(np.asarray(picture), side), np.stack([repeat_pixels(mask, side) for mask in masks])
 
 def _frame(
     pixels:np.ndarray, # (h, w, 3) uint8
