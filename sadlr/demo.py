@@ -8,7 +8,6 @@ __all__ = ['Panel', 'demo']
 # %% ../nbs/50_demo.ipynb #8e7dbd7c
 import re
 import textwrap
-import warnings
 from base64 import b64encode
 from contextlib import contextmanager
 from functools import wraps
@@ -22,14 +21,14 @@ from comm import DummyComm
 from fastcore.basics import listify, patch
 from ipywidgets import (HTML, Box, Button, Dropdown, FileUpload, FloatSlider, Image as Picture, IntSlider, Layout, Text,
                         ToggleButtons, VBox)
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from scipy.special import expit
 
 from .data.shapes import MARGIN, SceneObject, draw_scene, make_phrases
 from .models.build import bundled
 from .models.segmenter import ReferSegmenter
-from .phrases import MAX_WORDS, known_words, note_unknown, phrase_fault
-from .pictures import VIEWS, colour_key, paint_answer, paint_mask, repeat_pixels, shrink
+from .phrases import MAX_WORDS, phrase_fault, tell_unknown
+from .pictures import VIEWS, colour_key, paint_answer, paint_mask, read_upload, repeat_pixels, shrink
 from .visualize import show_strips
 
 # %% ../nbs/50_demo.ipynb #4f43cb63
@@ -49,35 +48,6 @@ def split_phrases(
         if n > MAX_WORDS:
             raise ValueError(f'"{textwrap.shorten(phrase, 40)}" has {n} tokens, the model reads {MAX_WORDS}')
     return phrases
-
-# %% ../nbs/50_demo.ipynb #effc5f55
-def tell_unknown(
-    phrases:list[str],
-    tokenizer,
-) -> str: # HTML; '' where all words are known
-    "The note above the pictures"
-    note, known = note_unknown(phrases, tokenizer), known_words(tokenizer)
-    if not note: return ''
-    words = (f'<details><summary>the {len(known)} words that it knows</summary><div style="max-height: 8em; '
-             f'overflow: auto">{escape(", ".join(known))}</div></details>') if known else ''
-    style = 'line-height: 1.4; padding: 4px 8px; border-left: 4px solid #ff7f0e; background: #ff7f0e22'
-    return f'<div role="status" style="{style}"><b>{escape(note)}</b>{words}</div>'
-
-# %% ../nbs/50_demo.ipynb #55b5d4c8
-FORMATS = 'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF'
-
-def read_upload(
-    name:str,              # of the file, for the message
-    content:bytes,
-) -> Image.Image:          # RGB, upright
-    "The image in an uploaded file"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', Image.DecompressionBombWarning)
-            return shrink(Image.open(BytesIO(content), formats=FORMATS))
-    except Exception as error: # decoders fail in any way
-        reason = f'not one of {", ".join(FORMATS)}' if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f'{name} is no image that can be read: {reason}') from error
 
 # %% ../nbs/50_demo.ipynb #698de060
 SCENES_SEED = 50

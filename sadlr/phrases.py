@@ -11,6 +11,7 @@ import textwrap
 import unicodedata
 import warnings
 from collections import Counter
+from html import escape
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -174,6 +175,18 @@ def note_unknown(
     if not words: return ''
     return (f'The model does not know {", ".join(words[:8])}{", ..."*(len(words) > 8)}. '
             'It reads all such words as one and the same, so its answer says nothing about them.')
+
+def tell_unknown(
+    phrases:str|list[str],
+    tokenizer,    # of `transformers`, or a `PhraseTokenizer`
+) -> str:         # HTML; '' where it knows every word
+    "The same for a page, and the words that it does know, folded"
+    note, known = note_unknown(phrases, tokenizer), known_words(tokenizer)
+    if not note: return ''
+    words = (f'<details><summary>the {len(known)} words that it knows</summary><div style="max-height: 8em; '
+             f'overflow: auto">{escape(", ".join(known))}</div></details>') if known else ''
+    style = 'line-height: 1.4; padding: 4px 8px; border-left: 4px solid #ff7f0e; background: #ff7f0e22'
+    return f'<div role="status" style="{style}"><b>{escape(note)}</b>{words}</div>'
 
 # %% ../nbs/03_phrases.ipynb #1b966895
 class Segmentation(NamedTuple):

@@ -185,6 +185,32 @@ def check_size(
     if not (on_side and stored[::-1] == tuple(size)):
         raise ValueError(f'{path} has {stored[1]} x {stored[0]} pixels, its mask {size[1]} x {size[0]}')
 
+# %% ../nbs/04_pictures.ipynb #04upl002
+SHOWN_SIDE = 640 # of a photo on a page, in pixels
+
+def shrink(
+    image,         # what `open_image` takes
+) -> Image.Image:  # RGB, upright, a copy
+    "An image of `SHOWN_SIDE` pixels a side at most"
+    image = open_image(image)
+    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
+    return image
+
+FORMATS = 'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF'
+
+def read_upload(
+    name:str,              # of the file, for the message
+    content:bytes,
+) -> Image.Image:          # RGB, upright
+    "The image in an uploaded file"
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter('error', Image.DecompressionBombWarning)
+            return shrink(Image.open(BytesIO(content), formats=FORMATS))
+    except Exception as error: # decoders fail in any way
+        reason = f'not one of {", ".join(FORMATS)}' if isinstance(error, UnidentifiedImageError) else error
+        raise ValueError(f'{name} is no image that can be read: {reason}') from error
+
 # %% ../nbs/04_pictures.ipynb #04pnt002
 ORANGE = 1, 127/255, 14/255 # of predictions; `tab:orange` in matplotlib
 
@@ -249,15 +275,6 @@ def paint_scores(
 
 # %% ../nbs/04_pictures.ipynb #538a4339
 VIEWS = 'mask', 'gained and lost', 'score map'
-SHOWN_SIDE = 640 # of a photo on a page, in pixels
-
-def shrink(
-    image,         # what `open_image` takes
-) -> Image.Image:  # RGB, upright, a copy
-    "An image of `SHOWN_SIDE` pixels a side at most"
-    image = open_image(image)
-    image.thumbnail((SHOWN_SIDE, SHOWN_SIDE))
-    return image
 
 def paint_answer(
     image:Image.Image, # (H, W) pixels, RGB

@@ -7,8 +7,9 @@ import numpy as np, pytest, torch
 from jupyter_client.manager import start_new_kernel
 from PIL import Image
 from sadlr.data.shapes import draw_scene
-from sadlr.demo import MAX_PHRASES, demo, draw_example, read_upload
+from sadlr.demo import MAX_PHRASES, demo, draw_example
 from sadlr.models.build import create_model
+from sadlr.pictures import read_upload
 from sadlr.preprocess import word_tokenizer
 
 WORDS = word_tokenizer(['the red star', 'the blue circle on the left'])

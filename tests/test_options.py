@@ -3,14 +3,14 @@ import io, json, os, random, sys
 from contextlib import redirect_stderr, redirect_stdout
 from inspect import signature
 import pytest, torch
-from sadlr import cli, training
+from sadlr import app, cli, demo, training
 from sadlr.data import shapes
 from sadlr.models.build import ENCODERS, HEADS, create_model
 from sadlr.models.sadlr import SADLRHead
 from sadlr.preprocess import word_tokenizer
 from sadlr.training import LIMITS, Training, check_idle, check_parts, check_resumed, decided, open_data, start_model
 
-COMMANDS = [name for name in vars(cli) if name.startswith('sadlr_')]
+COMMANDS = {name: command for module in (cli, app) for name, command in vars(module).items() if name.startswith('sadlr_')}
 
 class Done(Exception):
     "A command got as far as its work"
@@ -38,10 +38,12 @@ def shell(home, monkeypatch):
         monkeypatch.setattr(cli, name, done)
     monkeypatch.setattr(training, 'refer_learner', done)
     monkeypatch.setattr(shapes, 'write_scenes', done)
+    for name in 'make_app', 'write_space': monkeypatch.setattr(app, name, done)
+    monkeypatch.setattr(app, 'needed', lambda name, extra: demo)
     def run(command, *words):
         monkeypatch.setattr(sys, 'argv', [f'/usr/bin/{command}', *map(str, words)])
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
-            try: getattr(cli, command)()
+            try: COMMANDS[command]()
             except Done: return 0, ''
             except SystemExit as end:
                 if isinstance(end.code, str): return 1, end.code
@@ -152,7 +154,7 @@ HUGE = '1' + '0'*30
                                             for name, (low, _) in LIMITS.items()], ids=list(LIMITS))
 def test_numbers_that_can_mean_nothing(shell, option, values):
     "In every command that has the option, it is named, before anything is read"
-    takers = [name for name in COMMANDS if option in signature(getattr(cli, name)).parameters]
+    takers = [name for name in COMMANDS if option in signature(COMMANDS[name]).parameters]
     assert takers
     for command in takers:
         first = dict(sadlr_experiment=['update'], sadlr_export=['shapes', 'shapes.onnx']).get(command, [])
@@ -194,7 +196,7 @@ LINES = dict(
     sadlr_predict=['data/shapes/images/000000.png', 'the star', '--model', 'sadlr'], sadlr_data=['check', 'data'],
     sadlr_experiment=['update', '--root', 'data'], sadlr_evaluate=['--model', 'sadlr'],
     sadlr_train=['--n_images', '10', '--epochs', '1', '--size', 'nano', '--out', 'fuzz'], sadlr_shapes=['--root', 'data'],
-    sadlr_profile=['--size', 'nano', '--passes', '0'], sadlr_export=['sadlr', 'sadlr.onnx', '--precision', 'int2'])
+    sadlr_demo=['--model', 'sadlr', '--examples', 'data/shapes/images'], sadlr_profile=['--size', 'nano', '--passes', '0'], sadlr_export=['sadlr', 'sadlr.onnx', '--precision', 'int2'])
 
 def mutated(line, options, draw):
     "A line with something wrong: words exchanged, put in, left out, repeated; options with any value"
@@ -213,7 +215,7 @@ def mutated(line, options, draw):
 def test_any_line_is_answered(shell, command, n=int(os.environ.get('SADLR_LINES', 30))):
     "Seeded; with SADLR_LINES=2000 it looks further"
     assert {*LINES} == {*COMMANDS}
-    options = list(signature(getattr(cli, command)).parameters)
+    options = list(signature(COMMANDS[command]).parameters)
     for seed in range(n):
         words = mutated(LINES[command], options, random.Random(f'{command} {seed}'))
         try: assert_one_line(command, *shell(command, *words))
