@@ -88,7 +88,7 @@ def make_app(
     examples=(),   # pairs of an image and a phrase; the first one is asked when the page opens
 ):                 # a `gradio.Blocks`, to be launched
     "A page to ask a model in"
-    gr = needed('gradio', 'demo')
+    gr, examples = needed('gradio', 'demo'), [*examples]
     if segmenter.tokenizer is None: raise ValueError('this model has no tokenizer: pass tokenizer= to create_model')
     def ask(photo, phrase, view):
         "The mask of the last iteration, and what the model does not know"
@@ -101,7 +101,7 @@ def make_app(
         return gr.HTML(text, visible=bool(text))
     def clear(phrase): return None, note(phrase), gr.Slider(visible=False), None, ''
     with gr.Blocks(title='SADLR', analytics_enabled=False) as app:
-        page = lay_out(gr, [*examples])
+        page = lay_out(gr, examples)
         shown = [page.answered, page.note, page.iteration, page.picture, page.key]
         chosen = page.examples.click(lambda i: examples[i], page.examples, [page.photo, page.phrase],
                                      api_visibility='private')
@@ -166,6 +166,7 @@ def write_space(
 ):
     "Write all that a Space needs"
     gr = needed('gradio', 'demo')
+    if not examples: raise ValueError(f'space={folder}: its examples need PyTorch, or --examples FOLDER')
     if folder.exists() and any(folder.iterdir()):
         raise FileExistsError(f'space={folder} is not empty: name a new folder')
     segmenter, file = load_segmenter(model), folder/'model.onnx'
@@ -184,14 +185,15 @@ def write_space(
 # %% ../nbs/52_app.ipynb #52app020
 @command
 def sadlr_demo(
-    model:str='shapes',   # saved model's folder, hub name, LAVT's published weights (.pth), 'shapes', which ships with
-                          # the package, or a file of sadlr_export (.onnx), which needs no PyTorch
+    model:str='shapes',   # folder, hub name, LAVT's weights (.pth), 'shapes', which ships, or a file (.onnx)
     examples:Path=None,   # folder of pictures, each named after a phrase for it; none: scenes, if there is PyTorch
     space:Path=None,      # new folder to write for the hub's Spaces; none: the page is served here
 ):
     "Serve a web page to ask a model in, or write the folder of such a page"
     needed('gradio', 'demo') # before anything is read
     pairs = find_examples(examples)
-    if space is None: return make_app(load_segmenter(model), pairs).launch(show_error=True)
-    write_space(model, Path(space), pairs)
-    print(f'{space}: its README.md says how to publish it')
+    if space is not None:
+        write_space(model, Path(space), pairs)
+        print(f'{space}: its README.md says how to publish it')
+    else: # for visitors that nobody knows: uploads of a size that photos have, and memory for the last hundred
+        make_app(load_segmenter(model), pairs).launch(show_error=True, max_file_size='20mb', state_session_capacity=100)

@@ -42,8 +42,7 @@ def load_segmenter(
 def sadlr_predict(
     image:Path,                    # a photo
     phrase:str,                    # what to find in it
-    model:str='runs/shapes/model', # saved model's folder, hub name, LAVT's published weights (.pth), 'shapes', which
-                                   # ships with the package, or a file of sadlr_export (.onnx)
+    model:str='runs/shapes/model', # folder, hub name, LAVT's weights (.pth), 'shapes', which ships, or a file (.onnx)
     out:Path='overlay.png',        # picture to write: the photo with the mask over it; NAME.gif shows every iteration
 ):
     "Find what a phrase names in a photo and write the photo with the mask over it"

@@ -1,7 +1,7 @@
 "Options of every command: one that cannot act is refused, a number has a range, and any line is answered in one line"
-import io, json, os, random, sys
+import io, json, os, random, re, sys
 from contextlib import redirect_stderr, redirect_stdout
-from inspect import signature
+from inspect import getsource, signature
 import pytest, torch
 from sadlr import app, cli, demo, training
 from sadlr.data import shapes
@@ -184,6 +184,14 @@ def test_parts_that_cannot_be_built(shell, option):
 def test_what_torch_says_of_a_layer_without_elements_is_not_passed_on(shell, recwarn):
     code, said = shell('sadlr_train', '--n_images', 20, '--head=cgan', '--encoder_options={"channels": 1}')
     assert 'there is no such model' in said and not [w for w in recwarn if 'zero-element' in str(w.message)]
+
+# --- help
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_is_whole(command):
+    "fastcore takes one line of comment for a parameter, and drops the next"
+    lines = getsource(COMMANDS[command].described).partition('    "')[0].splitlines()
+    assert [line for line in lines if re.match(r'\s+#', line)] == []
 
 # --- any line
 
