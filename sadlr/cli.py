@@ -40,8 +40,9 @@ from .published import published, read_published
 from .training import LIMITS, Training, score_table, train, usual_partition
 
 # %% ../nbs/51_cli.ipynb #51tab002
-TABLES = dict(BUNDLED=BUNDLED, ENCODERS=ENCODERS, HEADS=HEADS, LANGUAGES=LANGUAGES, LOSSES=LOSSES,
-              OPTIMIZERS=OPTIMIZERS, PARTITIONS=PARTITIONS, PRECISIONS=PRECISIONS, PROTOCOLS=PROTOCOLS, SIZES=SIZES)
+TABLES = dict(BUNDLED=BUNDLED, ENCODERS=ENCODERS, EXPERIMENTS=tables(), HEADS=HEADS, LANGUAGES=LANGUAGES,
+              LOSSES=LOSSES, OPTIMIZERS=OPTIMIZERS, PARTITIONS=PARTITIONS, PRECISIONS=PRECISIONS, PROTOCOLS=PROTOCOLS,
+              SIZES=SIZES)
 
 command = partial(command, tables=TABLES, limits=LIMITS)
 
@@ -112,8 +113,7 @@ def check_no_model(
 # %% ../nbs/51_cli.ipynb #474daeeb
 @command
 def sadlr_evaluate(
-    model:str=None,         # saved model's folder, hub name, LAVT's weights (.pth) or one of `BUNDLED`;
-                            # none: runs/DATASET/model
+    model:str=None,         # folder, hub name, LAVT's weights (.pth) or one of `BUNDLED`; none: runs/DATASET/model
     root:Path='data',       # folder of the data sets
     dataset:str='shapes',   # a folder of ROOT
     split_by:str=None,      # partition; none: the usual one
@@ -180,8 +180,7 @@ def sadlr_data(
 # %% ../nbs/51_cli.ipynb #af3ec3bc
 @command
 def sadlr_experiment(
-    table:str,                 # 'systems' (Table 3), 'iterations', 'structure', 'update' (Table 4), 'beyond',
-                               # 'controls', 'longer', or 'all'
+    table:str,                 # one of `EXPERIMENTS` (the first is Table 3, the next three are Table 4), or 'all'
     results:Path='runs/experiments/relations.csv', # a run that this file holds is not done again
     out:Path=None,             # folder of the trained models; none: runs/experiments/NAME-OF-RESULTS
     root:Path=RECIPE.root,     # folder of the scenes

@@ -8,7 +8,6 @@ __all__ = ['Panel', 'demo']
 # %% ../nbs/50_demo.ipynb #8e7dbd7c
 import re
 import textwrap
-import warnings
 from base64 import b64encode
 from contextlib import contextmanager
 from functools import wraps
@@ -20,43 +19,17 @@ from pathlib import Path
 import numpy as np
 from comm import DummyComm
 from fastcore.basics import listify, patch
-from ipywidgets import (HTML, Box, Button, Combobox, Dropdown, FileUpload, FloatSlider, Image as Picture, IntSlider,
-                        Layout, ToggleButtons, VBox)
-from matplotlib import colormaps
-from matplotlib.colors import to_hex
-from PIL import Image, UnidentifiedImageError
+from ipywidgets import (HTML, Box, Button, Dropdown, FileUpload, FloatSlider, Image as Picture, IntSlider, Layout, Text,
+                        ToggleButtons, VBox)
+from PIL import Image
 from scipy.special import expit
 
 from .data.shapes import MARGIN, SceneObject, draw_scene, make_phrases
 from .models.build import bundled
 from .models.segmenter import ReferSegmenter
-from .phrases import MAX_WORDS, phrase_fault, unknown_words
-from .pictures import open_image
-from .visualize import overlay, show_strips
-
-# %% ../nbs/50_demo.ipynb #11ed1f1d
-SHOWN_SIDE = 384 # of a picture, in pixels: images below are enlarged to it
-
-def enlarge(
-    array:np.ndarray, # (H, W, ...)
-) -> np.ndarray:      # (k*H, k*W, ...) for the smallest k that makes one side `SHOWN_SIDE` at least
-    "Repeat the rows and columns of a small image or map"
-    times = -(-SHOWN_SIDE // max(array.shape[:2]))
-    return array.repeat(times, 0).repeat(times, 1)
-
-def paint(
-    image:Image.Image,           # (H, W) pixels, RGB
-    scores:np.ndarray|None=None, # (H, W) log-odds; `None`: the image alone
-    opacity:float=.6,            # of what is laid over the image
-    view:str='mask',             # or 'score map'
-) -> np.ndarray:                 # (k*H, k*W, 3) uint8
-    "A picture of one answer at one iteration"
-    pixels = enlarge(np.asarray(image))
-    if scores is None: return pixels
-    if view == 'mask': return overlay(pixels, enlarge(scores > 0), alpha=opacity)
-    coloured = colormaps['viridis'](enlarge(expit(scores)), bytes=True)[..., :3]
-    grey = pixels.mean(-1, keepdims=True)
-    return ((1-opacity)*grey + opacity*coloured).round().astype(np.uint8)
+from .phrases import MAX_WORDS, phrase_fault, tell_unknown
+from .pictures import VIEWS, colour_key, paint_answer, paint_mask, read_upload, repeat_pixels, shrink
+from .visualize import show_strips
 
 # %% ../nbs/50_demo.ipynb #4f43cb63
 MAX_PHRASES = 8
@@ -76,80 +49,74 @@ def split_phrases(
             raise ValueError(f'"{textwrap.shorten(phrase, 40)}" has {n} tokens, the model reads {MAX_WORDS}')
     return phrases
 
-# %% ../nbs/50_demo.ipynb #40deb85f
-PANEL_SIDE = 640 # of an image in the panel, in pixels
-
-def shrink(
-    image,         # what `open_image` takes
-) -> Image.Image:  # RGB, upright, a copy
-    "An image of `PANEL_SIDE` pixels a side at most"
-    image = open_image(image)
-    image.thumbnail((PANEL_SIDE, PANEL_SIDE))
-    return image
-
-# %% ../nbs/50_demo.ipynb #55b5d4c8
-FORMATS = 'JPEG', 'PNG', 'WEBP', 'GIF', 'BMP', 'TIFF'
-
-def read_upload(
-    name:str,              # of the file, for the message
-    content:bytes,
-) -> Image.Image:          # RGB, upright
-    "The image in an uploaded file"
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter('error', Image.DecompressionBombWarning)
-            return shrink(Image.open(BytesIO(content), formats=FORMATS))
-    except Exception as error: # decoders fail in any way
-        reason = f'not one of {", ".join(FORMATS)}' if isinstance(error, UnidentifiedImageError) else error
-        raise ValueError(f'{name} is no image that can be read: {reason}') from error
-
 # %% ../nbs/50_demo.ipynb #698de060
 SCENES_SEED = 50
 
 def draw_example(
-    index:int,                         # which scene of `SCENES_SEED`
+    index:int,                    # which scene of `SCENES_SEED`
     img_size:int=64,
-) -> tuple[Image.Image, list[str]]:    # a scene, phrases for it
-    "A scene, and phrases that mean one object in it"
+) -> tuple[Image.Image, dict]:    # a scene; phrase -> the mask (H, W) of the one object that it means
+    "A scene, and phrases for it"
     scene = draw_scene(SCENES_SEED, index, img_size)
     centres = (np.argwhere(mask).mean(0)[::-1].tolist() for mask in scene.masks)
     objects = [SceneObject(*look, *centre) for look, centre in zip(scene.looks, centres)]
     rng = np.random.default_rng([SCENES_SEED, index])
-    phrases = [p for o in objects for p in make_phrases(rng, o, objects, 'relations', MARGIN*img_size)]
-    return Image.fromarray(scene.image), phrases
+    truths = {phrase: mask for o, mask in zip(objects, scene.masks)
+              for phrase in make_phrases(rng, o, objects, 'relations', MARGIN*img_size)}
+    return Image.fromarray(scene.image), truths
 
 # %% ../nbs/50_demo.ipynb #3e53155f
+SIDE = 384 # of the picture of an answer alone, in pixels of the page
+
 def _row(*widgets, align='center'):
     "Widgets side by side, or below each other where the page is narrow"
     return Box(widgets, layout=Layout(flex_flow='row wrap', align_items=align))
 
-def _frame():
-    "Room for one answer: its picture, and the caption below"
-    return VBox([Picture(format='jpeg', layout=Layout(max_width='100%')), HTML()], layout=Layout(margin='0 12px 8px 0'))
-
-def _legend():
-    "Which colour is which probability"
-    colours = ', '.join(to_hex(colormaps['viridis'](i/8)) for i in range(9))
-    bar = f'display: inline-block; width: 8em; height: .8em; background: linear-gradient(to right, {colours})'
-    return HTML(f'probability 0 <span style="{bar}"></span> 1')
+class Answer(Box):
+    "Room for one answer: its picture; beside it the caption, and the strip"
+    def __init__(self):
+        self.picture, self.text, self.strip = Picture(format='jpeg'), HTML(), HTML(layout=Layout(width='auto'))
+        self.picture.layout = Layout(max_width='100%', margin='0 12px 8px 0')
+        beside = VBox([self.text, self.strip], layout=Layout(flex='1 1 260px'))
+        super().__init__([self.picture, beside], layout=Layout(flex_flow='row wrap', width='100%'))
 
 # %% ../nbs/50_demo.ipynb #2de7ec22
-def _jpeg(pixels):
+def _jpeg(pixels, side=None):
     "The bytes of a picture: colours at full resolution, and fast enough to follow a slider"
-    buffer = BytesIO()
-    Image.fromarray(pixels).save(buffer, 'jpeg', quality=90, subsampling=0)
+    buffer, image = BytesIO(), Image.fromarray(pixels)
+    if side: image.thumbnail((side, side))
+    image.save(buffer, 'jpeg', quality=90, subsampling=0)
     return buffer.getvalue()
+
+def _address(jpeg):
+    "A picture as an address, for HTML that holds it"
+    return f'data:image/jpeg;base64,{b64encode(jpeg).decode()}'
 
 def caption(
     phrase:str,
     scores:np.ndarray, # (H, W) log-odds
-    unknown:list[str], # words of the phrase that the model does not know
+    jpeg:bytes,        # the picture, to be saved
 ) -> str:              # HTML
-    "The text below a picture"
+    "The text beside a picture"
     found = f'{(scores > 0).sum():,} of {scores.size:,} pixels' if (scores > 0).any() else 'nothing found'
-    lines = [f'<b>{escape(phrase)}</b>', found, f'probability up to {expit(scores.max()):.2f}']
-    if unknown: lines.append(f'<i>not in the vocabulary: {escape(", ".join(unknown))}</i>')
-    return f'<div style="line-height: 1.4">{"<br>".join(lines)}</div>'
+    save = f'<a download="{escape(phrase)[:60]}.jpg" href="{_address(jpeg)}">download the picture</a>'
+    lines = [f'<b>{escape(phrase)}</b>', found, f'probability up to {expit(scores.max()):.2f}', save]
+    return f'<div style="line-height: 1.4; overflow-wrap: anywhere">{"<br>".join(lines)}</div>'
+
+def strip(
+    image:Image.Image,          # (H, W) pixels, RGB
+    scores:np.ndarray,          # (n, H, W) log-odds
+    truth:np.ndarray|None=None, # (H, W) bool
+) -> str:                       # HTML
+    "All iterations side by side; where there is a truth, it stands last, and the IoU with it below each of them"
+    def iou(mask): return '' if truth is None else f'<br>IoU {(mask & truth).sum()/max((mask | truth).sum(), 1):.0%}'
+    parts = [(paint_answer(image, one[None]), f'iteration {i}{iou(one > 0)}') for i, one in enumerate(scores, 1)]
+    if truth is not None:
+        parts.append((paint_mask(repeat_pixels(np.asarray(image))/255, repeat_pixels(truth), alpha=0), 'truth'))
+    figures = (f'<figure style="margin: 0"><img style="width: 100%" alt="" src="{_address(_jpeg(pixels, 256))}">'
+               f'<figcaption style="line-height: 1.3">{text}</figcaption></figure>' for pixels, text in parts)
+    columns = f'repeat({len(parts)}, minmax(0, 200px))'
+    return f'<div style="display: grid; grid-template-columns: {columns}; gap: 6px">{"".join(figures)}</div>'
 
 # %% ../nbs/50_demo.ipynb #9857f3a3
 def _shows_errors(method):
@@ -174,16 +141,18 @@ class Panel(VBox):
     ):
         self.model = model
         self.images = {}  # name -> image
-        self.hints = {}   # name of an image -> phrases that fit it
+        self.truths = {}  # name of an image -> phrases that fit it, each with the mask of its object
         self.n_scenes = 0 # drawn so far
-        self.phrases, self.scores, self.unknown = [], [], [] # of the answers that are shown
+        self.phrases, self.scores = [], [] # of the answers that are shown
         self._held = False
         self._make_controls(phrase)
-        super().__init__([_row(self.choice, self.scene, self.upload), self.phrase,
-                          _row(self.iteration, self.opacity, self.view, self.legend), self.message, self.pictures])
+        super().__init__([_row(self.choice, self.scene, self.upload), self.phrase, self.chips, self.message, self.note,
+                          _row(self.iteration, self.opacity, self.view, self.key), self.answers])
         self._connect_controls()
         if images: self.offer(images)
-        else: self.new_scene()
+        else:
+            self.new_scene()
+            if phrase: self.phrase.value = phrase
 
     @property
     def image(self) -> Image.Image: return self.images[self.choice.value]
@@ -197,21 +166,22 @@ def _make_controls(self:Panel, phrase):
     self.choice = Dropdown(description='Image')
     self.scene = Button(description='New scene', tooltip='Draw another scene of shapes', layout=Layout(width='8em'))
     self.upload = FileUpload(accept='image/*', multiple=True, layout=Layout(width='9em'))
-    self.phrase = Combobox(description='Phrase', value=phrase, continuous_update=False, layout=Layout(width='98%'),
-                           placeholder='one phrase, or several; separated; by semicolons')
+    self.phrase = Text(description='Phrase', value=phrase, continuous_update=False, layout=Layout(width='98%'),
+                       placeholder='one phrase, or several; separated; by semicolons')
+    self.chips = ToggleButtons(description='such as', style=dict(button_width='auto'))
     self.iteration = IntSlider(description='Iteration', min=1, max=2, value=2)
     self.opacity = FloatSlider(description='Opacity', min=0, max=1, step=.05, value=.6, readout_format='.0%')
-    self.view = ToggleButtons(options=['mask', 'score map'], style=dict(button_width='7.5em'))
-    self.legend = _legend()
-    self.message = HTML()
-    self.pictures = _row(align='flex-start')
-    self.frames = [_frame() for _ in range(MAX_PHRASES)]
+    self.view = ToggleButtons(options=VIEWS, style=dict(button_width='auto'))
+    self.key, self.message, self.note = HTML(), HTML(), HTML()
+    self.answers = VBox()
+    self.frames = [Answer() for _ in range(MAX_PHRASES)]
 
 # %% ../nbs/50_demo.ipynb #a06b388c
 @patch
 def _connect_controls(self:Panel):
     "Image and phrase ask the model anew, the other controls paint what is known"
-    for widget in self.choice, self.phrase: widget.observe(self.ask, 'value')
+    for widget, act in (self.choice, self.choose), (self.chips, self.take), (self.phrase, self.ask):
+        widget.observe(act, 'value')
     for widget in self.iteration, self.opacity, self.view: widget.observe(self.draw, 'value')
     self.upload.observe(self.receive, 'value')
     self.scene.on_click(self.new_scene)
@@ -220,9 +190,28 @@ def _connect_controls(self:Panel):
 @contextmanager
 def _hold(self:Panel):
     "Controls change, and nothing is asked or drawn in between"
-    self._held = True
+    before, self._held = self._held, True
     try: yield
-    finally: self._held = False
+    finally: self._held = before
+
+# %% ../nbs/50_demo.ipynb #50cho001
+@patch
+@_shows_errors
+def choose(self:Panel):
+    "Take another image; a scene comes with its phrases, and the first of them is asked"
+    if self._held: return
+    phrases = [*self.truths[self.choice.value]]
+    with self._hold():
+        self.chips.options = phrases[::1 + len(phrases)//6] # of different objects
+        self.chips.layout.display = '' if phrases else 'none'
+        if phrases: self.phrase.value = phrases[0]
+    self.ask()
+
+@patch
+@_shows_errors
+def take(self:Panel):
+    "Ask the phrase of a button"
+    if not self._held and self.chips.value: self.phrase.value = self.chips.value
 
 # %% ../nbs/50_demo.ipynb #48e156e0
 @patch
@@ -230,19 +219,28 @@ def _hold(self:Panel):
 def ask(self:Panel):
     "Answer the phrases, for all iterations at once"
     if self._held: return
-    self.message.value = ''
-    self.phrases, self.scores, self.unknown = [], [], []
-    self.phrase.options = self.hints.get(self.choice.value, [])
+    self.message.value = self.note.value = ''
+    self.phrases, self.scores = [], []
+    with self._hold(): self.chips.value = self.phrase.value if self.phrase.value in self.chips.options else None
     try:
         phrases = split_phrases(self.phrase.value, self.model.tokenizer)
+        self.note.value = tell_unknown(phrases, self.model.tokenizer)
         answers = self.model.segment(self.image, phrases)
         scores = np.stack([answer.scores for answer in answers])
-        if not np.isfinite(scores).all():
-            raise ValueError('the scores of the model are not all finite: train it again, or choose another')
-        unknown = [unknown_words(phrase, self.model.tokenizer) for phrase in phrases]
-        self.phrases, self.scores, self.unknown = phrases, scores, unknown
+        self.phrases, self.scores = phrases, scores
         with self._hold(): self._fit_slider(scores.shape[1])
-    finally: self.draw() # after an error, the image alone
+    finally: # after an error, the image alone
+        self._arrange()
+        self.draw()
+
+@patch
+def _arrange(self:Panel):
+    "Room for each answer, with its strip"
+    truths = self.truths[self.choice.value]
+    self.answers.children = self.frames[:max(len(self.phrases), 1)]
+    self.frames[0].strip.value = self.frames[0].text.value = ''
+    for frame, phrase, scores in zip(self.frames, self.phrases, self.scores):
+        frame.strip.value = strip(self.image, scores, truths.get(phrase))
 
 @patch
 def _fit_slider(self:Panel, n):
@@ -258,40 +256,37 @@ def _fit_slider(self:Panel, n):
 def draw(self:Panel):
     "Paint the answers as the controls ask for it"
     if self._held: return
-    self.legend.layout.display = '' if self.view.value == 'score map' else 'none'
-    at = [scores[:self.iteration.value][-1] for scores in self.scores]
-    width = SHOWN_SIDE if len(at) < 2 else 2*SHOWN_SIDE//3
-    for i, (frame, scores) in enumerate(zip(self.frames, at or [None])):
-        picture, text = frame.children
-        picture.value = _jpeg(paint(self.image, scores, self.opacity.value, self.view.value))
-        picture.layout.width = f'{round(width*self.image.width/max(self.image.size))}px'
-        text.value = caption(self.phrases[i], scores, self.unknown[i]) if at else ''
-        text.layout.width = f'{width}px'
-    self.pictures.children = self.frames[:max(len(at), 1)]
+    self.key.value = colour_key(self.view.value)
+    shown = [scores[:self.iteration.value] for scores in self.scores]
+    width = SIDE if len(shown) < 2 else 2*SIDE//3
+    for frame, phrase, scores in zip(self.answers.children, self.phrases or [''], shown or [None]):
+        alone = scores is None
+        frame.picture.value = jpeg = _jpeg(repeat_pixels(np.asarray(self.image)) if alone else paint_answer(
+            self.image, scores, self.view.value, self.opacity.value))
+        frame.picture.layout.width = f'{round(width*self.image.width/max(self.image.size))}px'
+        if not alone: frame.text.value = caption(phrase, scores[-1], jpeg)
 
 # %% ../nbs/50_demo.ipynb #4fb097b0
 @patch
 def offer(self:Panel,
-    images:dict, # name -> PIL image, RGB
-    hints=(),    # phrases for the list of the phrase field
+    images:dict,     # name -> PIL image, RGB
+    truths:dict={},  # phrase that fits these images -> mask (H, W) of its object
 ):
     "Add images, choose the last of them, and ask"
     self.images.update(images)
-    self.hints.update(dict.fromkeys(images, list(hints)))
+    self.truths.update(dict.fromkeys(images, truths))
     with self._hold():
         self.choice.options = list(self.images)
         self.choice.value = list(images)[-1]
-    self.ask()
+    self.choose()
 
 @patch
 @_shows_errors
 def new_scene(self:Panel):
-    "Draw the next scene; a phrase that nobody typed makes way for one that fits"
+    "Draw the next scene"
     self.n_scenes += 1
-    image, hints = draw_example(self.n_scenes, self.model.config['img_size'])
-    with self._hold():
-        if self.phrase.value in ('', *self.phrase.options): self.phrase.value = hints[0]
-    self.offer({f'scene {self.n_scenes}': image}, hints)
+    image, truths = draw_example(self.n_scenes, self.model.config['img_size'])
+    self.offer({f'scene {self.n_scenes}': image}, truths)
 
 # %% ../nbs/50_demo.ipynb #60908417
 @patch
@@ -313,7 +308,8 @@ def _repr_mimebundle_(self:Panel, **kwargs):
     "The live panel, if there is a kernel, and a picture of all iterations"
     live = {} if isinstance(self.comm, DummyComm) else super(Panel, self)._repr_mimebundle_(**kwargs)
     image = np.asarray(self.image)
-    strips = [(image, scores > 0, phrase) for scores, phrase in zip(self.scores, self.phrases)]
+    truths = self.truths[self.choice.value]
+    strips = [(image, scores > 0, phrase, truths.get(phrase)) for scores, phrase in zip(self.scores, self.phrases)]
     buffer = BytesIO()
     show_strips(strips or [(image, [])]).savefig(
         buffer, format='jpeg', dpi=110, bbox_inches='tight', pil_kwargs=dict(quality=70))

@@ -7,9 +7,11 @@ __all__ = ['MAX_WORDS', 'Segmentation']
 
 # %% ../nbs/03_phrases.ipynb #60f90d7f
 import json
+import textwrap
 import unicodedata
 import warnings
 from collections import Counter
+from html import escape
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -152,6 +154,39 @@ def unknown_words(
 ) -> list[str]:   # none, where words are cut into known pieces as by BERT's
     "The words of a phrase that a model cannot tell from each other"
     return [*count_words(as_phrases(phrase), tokenizer)[1]]
+
+# %% ../nbs/03_phrases.ipynb #46c71015
+def known_words(
+    tokenizer,    # of `transformers`, or a `PhraseTokenizer`
+) -> list[str]:   # none, where words are cut into pieces: there is no list of them
+    "The words of a vocabulary, in alphabetical order"
+    ours = isinstance(tokenizer, PhraseTokenizer)
+    backend = tokenizer.backend if ours else getattr(tokenizer, 'backend_tokenizer', None)
+    if backend is None or not isinstance(backend.model, models.WordLevel): return []
+    no_words = unknown_ids(tokenizer)
+    return sorted(word for word, i in backend.get_vocab().items() if i not in no_words)
+
+def note_unknown(
+    phrases:str|list[str],
+    tokenizer,    # of `transformers`, or a `PhraseTokenizer`
+) -> str:         # '' where it knows every word
+    "What somebody must know before believing an answer"
+    words = [textwrap.shorten(f'“{word}”', 40) for word in unknown_words(phrases, tokenizer)]
+    if not words: return ''
+    return (f'The model does not know {", ".join(words[:8])}{", ..."*(len(words) > 8)}. '
+            'It reads all such words as one and the same, so its answer says nothing about them.')
+
+def tell_unknown(
+    phrases:str|list[str],
+    tokenizer,    # of `transformers`, or a `PhraseTokenizer`
+) -> str:         # HTML; '' where it knows every word
+    "The same for a page, and the words that it does know, folded"
+    note, known = note_unknown(phrases, tokenizer), known_words(tokenizer)
+    if not note: return ''
+    words = (f'<details><summary>the {len(known)} words that it knows</summary><div style="max-height: 8em; '
+             f'overflow: auto">{escape(", ".join(known))}</div></details>') if known else ''
+    style = 'line-height: 1.4; padding: 4px 8px; border-left: 4px solid #ff7f0e; background: #ff7f0e22'
+    return f'<div role="status" style="{style}"><b>{escape(note)}</b>{words}</div>'
 
 # %% ../nbs/03_phrases.ipynb #1b966895
 class Segmentation(NamedTuple):

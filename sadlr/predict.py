@@ -16,28 +16,34 @@ from PIL import Image
 
 from .export import OnnxSegmenter, needed
 from .files import write_file
-from .pictures import open_image, paint_mask
+from .pictures import open_image, paint_mask, save_gif
 
 # %% ../nbs/35_predict.ipynb #f89c3c33
 def load_model(
     name:str, # folder of `save_pretrained`, hub name, LAVT's published weights (.pth), or a name in `BUNDLED`
 ):            # a `ReferSegmenter`, on the device that there is
     "A trained model of PyTorch"
-    if str(name).endswith('.onnx'): raise ValueError(f'model={name}: only sadlr_predict takes such a file')
+    if str(name).endswith('.onnx'):
+        raise ValueError(f'model={name}: only sadlr_predict and sadlr_demo take such a file')
     lavt_ris, build, fastai = (needed(module, 'torch') for module in (
         'sadlr.models.lavt_ris', 'sadlr.models.build', 'fastai.torch_core'))
     load = lavt_ris.load_lavt_ris if str(name).endswith('.pth') else build.ReferSegmenter.from_pretrained
     if name in build.BUNDLED and not Path(name).exists(): load = build.bundled
     return load(name).to(fastai.default_device())
 
+def load_segmenter(
+    name:str, # as `load_model` takes it, or a file of `export_onnx`
+):            # a `ReferSegmenter` or an `OnnxSegmenter`
+    "A trained model, with PyTorch or without"
+    return OnnxSegmenter(name) if name.endswith('.onnx') else load_model(name)
+
 # %% ../nbs/35_predict.ipynb #b49c9d63
 @command
 def sadlr_predict(
     image:Path,                    # a photo
     phrase:str,                    # what to find in it
-    model:str='runs/shapes/model', # saved model's folder, hub name, LAVT's published weights (.pth), 'shapes', which
-                                   # ships with the package, or a file of sadlr_export (.onnx)
-    out:Path='overlay.png',        # picture to write: the photo with the mask over it
+    model:str='runs/shapes/model', # folder, hub name, LAVT's weights (.pth), 'shapes', which ships, or a file (.onnx)
+    out:Path='overlay.png',        # picture to write: the photo with the mask over it; NAME.gif shows every iteration
 ):
     "Find what a phrase names in a photo and write the photo with the mask over it"
     out = Path(out)
@@ -45,9 +51,9 @@ def sadlr_predict(
     photo = open_image(image)
     if kind not in Image.SAVE: raise ValueError(f'out={out}: no picture is written in files of that name, take OUT.png')
     if out.exists() and out.samefile(image): raise ValueError(f'out={out} is the photo itself: choose another name')
-    segmenter = OnnxSegmenter(model) if model.endswith('.onnx') else load_model(model)
-    answer = segmenter.segment(photo, phrase)
+    answer = load_segmenter(model).segment(photo, phrase)
     picture = io.BytesIO()
-    Image.fromarray(paint_mask(np.asarray(photo)/255, answer.mask)).save(picture, kind)
+    if kind == 'GIF': save_gif(photo, answer.iterations, picture, phrase)
+    else: Image.fromarray(paint_mask(np.asarray(photo)/255, answer.mask)).save(picture, kind)
     write_file(out, picture.getvalue())
     print(f'{out}: {answer.mask.mean():.1%} of the image')

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from scipy.special import expit
 
-from .pictures import grow, paint_mask
+from .pictures import KEPT, LOST, ORANGE, grow, paint_changes, paint_mask, repeat_pixels
 
 # %% ../nbs/05_visualize.ipynb #b24d3487
 PREDICTED, TRUE = 'tab:orange', 'tab:blue'
@@ -26,8 +26,11 @@ def _as_mask(mask):
     if mask.dtype.kind == 'f': raise ValueError('a mask is bool, not float: compare the scores with a threshold first')
     return mask.astype(bool)
 
-def _as_floats(image):
-    "An image of bytes, or of floats from 0 to 1, as floats"
+def _as_floats(image, mask):
+    "An image of bytes, or of floats from 0 to 1, as floats; of the size of its mask"
+    image = np.asarray(image)
+    if image.shape != (*mask.shape, 3):
+        raise ValueError(f'a mask (H, W) needs an image (H, W, 3): the image is {image.shape}, the mask {mask.shape}')
     if image.dtype == np.uint8: return image/255
     if image.dtype.kind != 'f' or not image.max(initial=0) < 2: # a filter may overshoot
         raise ValueError(f'an image of {image.dtype} up to {image.max()} has neither bytes nor floats from 0 to 1: '
@@ -42,10 +45,8 @@ def overlay(
     alpha:float=0.6,  # opacity of the tint; 0: the outline alone
 ) -> np.ndarray:      # (H, W, 3) uint8
     "`image` with `mask` tinted and outlined"
-    image, mask = np.asarray(image), _as_mask(mask)
-    if image.shape != (*mask.shape, 3):
-        raise ValueError(f'a mask (H, W) needs an image (H, W, 3): the image is {image.shape}, the mask {mask.shape}')
-    return paint_mask(_as_floats(image), mask, to_rgb(color), alpha)
+    mask = _as_mask(mask)
+    return paint_mask(_as_floats(image, mask), mask, to_rgb(color), alpha)
 
 # %% ../nbs/05_visualize.ipynb #ad780d47
 def as_typed(text):
@@ -56,14 +57,9 @@ def wrap(text, inches):
     "`text` in lines that fit into so many inches"
     return '\n'.join(textwrap.fill(line, max(8, int(14*inches))) for line in text.split('\n'))
 
-def _enlarge(array, pixels=400):
-    "Repeat the rows and columns of a small image or mask"
-    times = max(1, pixels//max(array.shape[:2]))
-    return array.repeat(times, 0).repeat(times, 1)
-
 def _draw(ax, array, title=None, **kwargs):
     "One picture in a thin frame, its title no wider than the column"
-    ax.imshow(_enlarge(np.asarray(array)), **kwargs)
+    ax.imshow(repeat_pixels(np.asarray(array)), **kwargs)
     ax.set(xticks=[], yticks=[])
     ax.set_axis_on()
     ax.spines[:].set_color('0.7')
@@ -82,7 +78,8 @@ def show_overlay(
 ) -> Axes:
     "Draw `image` with `mask` over it"
     if ax is None: ax = plt.subplots(figsize=(3, 3), dpi=90)[1]
-    if mask is not None: image = overlay(_enlarge(np.asarray(image)), _enlarge(np.asarray(mask)), color, alpha)
+    if mask is not None:
+        image = overlay(*(repeat_pixels(np.asarray(array)) for array in (image, mask)), color, alpha)
     _draw(ax, image, as_typed(title or ''))
     return ax
 
@@ -134,24 +131,19 @@ def show_strips(
     return fig
 
 # %% ../nbs/05_visualize.ipynb #af0624b3
-GAINED, LOST, KEPT = PREDICTED, '#5e3c99', '0.3' # orange and purple, as in `PuOr`, are safe for colour-blind readers
-
 def overlay_changes(
     image:np.ndarray,      # (H, W, 3) uint8, or float from 0 to 1
     before:np.ndarray,     # (H, W) bool, the mask of the iteration before
     mask:np.ndarray,       # (H, W) bool
     truth:np.ndarray=None, # (H, W) bool, drawn as an outline
 ) -> np.ndarray:           # (H, W, 3) uint8
-    "A faint grey `image` with the pixels that `mask` keeps, gains and loses against `before`"
-    grey = overlay(image, np.zeros(mask.shape, bool)).mean(2, keepdims=True).repeat(3, 2)/255
-    drawn = 1 - 0.2*(1 - grey)
-    for pixels, color in [(before & mask, KEPT), (mask & ~before, GAINED), (before & ~mask, LOST)]:
-        drawn[pixels] = 0.15*drawn[pixels] + 0.85*np.array(to_rgb(color))
+    "The changes of `paint_changes`, and the truth around them"
+    drawn = paint_changes(_as_floats(image, mask), before, mask)
     if truth is not None:
         width = max(1, round(max(mask.shape)/160))
         drawn[~truth & grow(truth, width)] = 0
-        drawn[truth & grow(~truth, width)] = 1
-    return (drawn*255).round().astype(np.uint8)
+        drawn[truth & grow(~truth, width)] = 255
+    return drawn
 
 # %% ../nbs/05_visualize.ipynb #7f2bfa34
 IN_DOUBT = dict(cmap='PuOr_r', vmin=0, vmax=1) # for a probability: white at a half
@@ -160,8 +152,8 @@ def _changes(axes, image, masks, phrase=None, truth=None):
     "The image, and what each iteration changed; the first one has nothing to be compared with"
     show_overlay(image, None, phrase or 'image', axes[0])
     masks = [_as_mask(mask) for mask in masks]
-    images = [_enlarge(np.asarray(array)) for array in (image, *masks)]
-    outline = None if truth is None else _enlarge(_as_mask(truth))
+    images = [repeat_pixels(np.asarray(array)) for array in (image, *masks)]
+    outline = None if truth is None else repeat_pixels(_as_mask(truth))
     for i, ax in enumerate(axes[1:len(masks) + 1]):
         before, mask = masks[max(i-1, 0)], masks[i]
         title = f'iteration {i+1}' + ('' if truth is None else f'\nIoU {_iou(mask, truth):.0%}')
@@ -194,7 +186,7 @@ def show_changes(
 
 def _key(with_truth):
     "What the colours mean"
-    key = [Patch(color=KEPT, label='kept'), Patch(color=GAINED, label='gained'), Patch(color=LOST, label='lost')]
+    key = [Patch(color=KEPT, label='kept'), Patch(color=ORANGE, label='gained'), Patch(color=LOST, label='lost')]
     return [*key, Patch(fc='white', ec='black', label='truth')] if with_truth else key
 
 # %% ../nbs/05_visualize.ipynb #481d48d9

@@ -1,13 +1,15 @@
 "The demo: the panel driven as code drives it, and as a page does, through the messages of a real kernel"
 import re
+from base64 import b64decode
 from datetime import datetime
 from io import BytesIO
 import numpy as np, pytest, torch
 from jupyter_client.manager import start_new_kernel
 from PIL import Image
 from sadlr.data.shapes import draw_scene
-from sadlr.demo import MAX_PHRASES, demo, draw_example, read_upload
+from sadlr.demo import MAX_PHRASES, demo, draw_example
 from sadlr.models.build import create_model
+from sadlr.pictures import read_upload
 from sadlr.preprocess import word_tokenizer
 
 WORDS = word_tokenizer(['the red star', 'the blue circle on the left'])
@@ -23,8 +25,9 @@ def model(): return model_of()
 @pytest.fixture
 def panel(model): return demo(model, Image.fromarray(draw_scene(0, 0).image), 'the red star')
 
-def jpegs(panel): return [frame.children[0].value for frame in panel.pictures.children]
-def captions(panel): return [re.sub('<.*?>', ' ', frame.children[1].value) for frame in panel.pictures.children]
+def jpegs(panel): return [frame.picture.value for frame in panel.answers.children]
+def captions(panel): return [re.sub('<.*?>', ' ', frame.text.value) for frame in panel.answers.children]
+def strips(panel): return [re.findall('<figcaption.*?>(.*?)</figcaption>', frame.strip.value) for frame in panel.answers.children]
 def told(panel): return re.sub('<.*?>', '', panel.message.value)
 def pixels(jpeg): return np.asarray(Image.open(BytesIO(jpeg))).astype(int)
 
@@ -44,7 +47,8 @@ def test_masks_are_those_of_segment(panel, model):
     np.testing.assert_array_equal(panel.scores[0] > 0, answer.iterations)
     assert panel.iteration.max == panel.iteration.value == len(answer.iterations) == 3
 
-@pytest.mark.parametrize('name, value', [('phrase', 'blue circle'), ('opacity', 1.), ('view', 'score map')])
+@pytest.mark.parametrize('name, value', [('phrase', 'blue circle'), ('opacity', 1.), ('view', 'score map'),
+                                         ('view', 'gained and lost')])
 def test_a_control_moves_the_picture(panel, name, value):
     before = pixels(jpegs(panel)[0])
     getattr(panel, name).value = value
@@ -79,12 +83,46 @@ def test_new_scenes(panel):
     first, photo = panel.image, panel.choice.value
     panel.scene.click()
     assert panel.choice.value == 'scene 1' and np.asarray(panel.image).shape == (32, 32, 3)
-    assert panel.phrase.value == 'the red star', 'typed phrases stay'
-    panel.phrase.value = panel.phrase.options[0]
+    assert panel.phrase.value == panel.chips.value == next(iter(draw_example(1, 32)[1])), 'a phrase for another scene rarely fits'
+    panel.phrase.value = 'the red star'
     panel.scene.click()
-    assert panel.phrase.value in panel.phrase.options == tuple(draw_example(2, 32)[1])
+    assert panel.phrase.value in panel.chips.options and {*panel.chips.options} <= draw_example(2, 32)[1].keys()
     panel.choice.value = photo
-    assert panel.image is first and panel.phrase.options == ()
+    assert panel.image is first and panel.chips.options == () and panel.chips.layout.display == 'none'
+    typed = panel.phrase.value = 'a star'
+    panel.choice.value = 'scene 1'
+    panel.choice.value = photo
+    assert panel.phrase.value != typed and panel.phrases == [panel.phrase.value]
+
+def test_buttons_ask_phrases_that_fit(panel):
+    panel.scene.click()
+    truths, shown = draw_example(1, 32)[1], panel.chips.options
+    assert 3 <= len(shown) <= 6
+    for phrase in shown[1:]:
+        panel.chips.value = phrase
+        assert panel.phrases == [panel.phrase.value] == [phrase] and told(panel) == ''
+        ious = [(mask & truths[phrase]).sum()/(mask | truths[phrase]).sum() for mask in panel.scores[0] > 0]
+        assert strips(panel) == [[f'iteration {i}<br>IoU {iou:.0%}' for i, iou in enumerate(ious, 1)] + ['truth']]
+    panel.phrase.value = 'star'
+    assert panel.chips.value is None and strips(panel) == [['iteration 1', 'iteration 2', 'iteration 3']]
+    panel.chips.value = shown[0]
+    assert panel.phrases == [shown[0]]
+
+def test_an_orange_mask_on_orange(model):
+    "A white and a black line part it from its ground"
+    panel = demo(model, Image.new('RGB', (60, 40), (255, 127, 14)), 'star')
+    panel.scores = np.where(np.hypot(*np.mgrid[-20:20, -30:30]) < 10, 9., -9.)[None, None]
+    for panel.opacity.value in 0., 1.: pass
+    picture = pixels(jpegs(panel)[0])
+    for ground in 0, 255: assert .01 < (np.abs(picture - ground).max(-1) < 40).mean() < .1
+
+def test_the_picture_can_be_saved(panel):
+    address = re.search('download="the red star.jpg" href="data:image/jpeg;base64,(.*?)"', panel.frames[0].text.value)[1]
+    assert b64decode(address) == jpegs(panel)[0]
+
+def test_nothing_is_wider_than_a_phone(panel):
+    widths = re.findall(r'(?<!max-)width: *(\d+)(px|%)', panel.frames[0].text.value + panel.frames[0].strip.value + panel.note.value)
+    assert {(n, unit) for n, unit in widths} <= {('100', '%')} and panel.frames[0].picture.layout.max_width == '100%'
 
 # Models
 
@@ -143,9 +181,15 @@ def test_a_model_that_fails(panel, monkeypatch):
 
 def test_unknown_words_and_markup(panel):
     panel.phrase.value = '<img src=x onerror=alert(1)> star'
-    assert '<img' not in panel.frames[0].children[1].value and 'not in the vocabulary' in captions(panel)[0]
+    assert '<img' not in panel.frames[0].text.value + panel.note.value and 'does not know “img”' in panel.note.value
+    assert 'the 7 words that it knows' in panel.note.value and 'circle, left, on, red, star, the' in panel.note.value
+    shown = [*panel.children]
+    assert shown.index(panel.note) < shown.index(panel.answers), 'above the picture'
     panel.phrase.value = '<img src=x onerror=alert(1)>'
     assert '<img' not in told(panel) and 'has none of the words' in told(panel) and not panel.scores
+    assert 'the 7 words' in panel.note.value
+    panel.phrase.value = 'The red, red star!'
+    assert panel.note.value == ''
 
 def test_uploads(panel):
     photo = Image.fromarray(draw_scene(0, 1, 480).image)
@@ -224,7 +268,7 @@ class Page:
 
     def pictures(self, back):
         "The JPEGs among the states that came back"
-        frames = eval(self.value('[f.children[0].model_id for f in panel.frames]'))
+        frames = eval(self.value('[f.picture.model_id for f in panel.frames]'))
         return [bytes(back[f]['buffers'][0]) for f in frames if f in back and back[f]['buffers']]
 
 @pytest.fixture(scope='module')
@@ -238,7 +282,7 @@ def page():
 def test_in_a_kernel(page):
     shown = next(m['content']['data'] for m in page.outputs(SETUP) if m['msg_type'] == 'execute_result')
     assert {'application/vnd.jupyter.widget-view+json', 'image/jpeg', 'text/plain'} <= shown.keys()
-    moves = [('view', dict(index=1)), ('phrase', dict(value='blue star')), ('opacity', dict(value=1)),
+    moves = [('view', dict(index=2)), ('phrase', dict(value='blue star')), ('opacity', dict(value=1)),
              ('iteration', dict(value=1))]
     pictures = [page.pictures(page.move(control, **state)) for control, state in moves]
     assert [len(p) for p in pictures] == [1]*4 and len({p[0] for p in pictures}) == 4

@@ -6,6 +6,7 @@ from PIL import Image
 from sadlr.data.shapes import draw_scene
 from sadlr.export import OnnxSegmenter, export_onnx
 from sadlr.models.build import bundled
+from sadlr.pictures import save_gif
 
 repo = Path(__file__).parent.parent
 WORDS = 'the small red star left of the large blue cross', 'second circle from the left', 'leftmost heart', 'green square'
@@ -82,6 +83,8 @@ np.save('without.npy', answer.iterations)
 from sadlr.predict import sadlr_predict
 sys.argv = ['sadlr_predict', 'scene.png', 'red star', '--model', sys.argv[3], '--out', 'overlay.png']
 sadlr_predict()
+sys.argv[-1] = 'moving.gif'
+sadlr_predict()
 '''
 
 @pytest.fixture(scope='module')
@@ -105,6 +108,8 @@ def test_without_pytorch(model, file, there, tmp_path):
     np.testing.assert_array_equal(np.load(tmp_path/'without.npy'), theirs.iterations)
     changed = (np.asarray(Image.open(tmp_path/'overlay.png')) != scene.image).any(2)
     assert changed[theirs.mask].all()
+    save_gif(scene.image, theirs.iterations, tmp_path/'theirs.gif', 'red star')
+    assert (tmp_path/'moving.gif').read_bytes() == (tmp_path/'theirs.gif').read_bytes()
     refused = alone(there, tmp_path, WITHOUT, 'shapes')
     assert refused.returncode == 1 and refused.stderr.endswith('is not installed: pip install "sadlr[torch]"\n')
     assert len(refused.stderr.splitlines()) == 1

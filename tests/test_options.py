@@ -1,16 +1,16 @@
 "Options of every command: one that cannot act is refused, a number has a range, and any line is answered in one line"
-import io, json, os, random, sys
+import io, json, os, random, re, sys
 from contextlib import redirect_stderr, redirect_stdout
-from inspect import signature
+from inspect import getsource, signature
 import pytest, torch
-from sadlr import cli, training
+from sadlr import app, cli, demo, training
 from sadlr.data import shapes
 from sadlr.models.build import ENCODERS, HEADS, create_model
 from sadlr.models.sadlr import SADLRHead
 from sadlr.preprocess import word_tokenizer
 from sadlr.training import LIMITS, Training, check_idle, check_parts, check_resumed, decided, open_data, start_model
 
-COMMANDS = [name for name in vars(cli) if name.startswith('sadlr_')]
+COMMANDS = {name: command for module in (cli, app) for name, command in vars(module).items() if name.startswith('sadlr_')}
 
 class Done(Exception):
     "A command got as far as its work"
@@ -38,10 +38,12 @@ def shell(home, monkeypatch):
         monkeypatch.setattr(cli, name, done)
     monkeypatch.setattr(training, 'refer_learner', done)
     monkeypatch.setattr(shapes, 'write_scenes', done)
+    for name in 'make_app', 'write_space': monkeypatch.setattr(app, name, done)
+    monkeypatch.setattr(app, 'needed', lambda name, extra: demo)
     def run(command, *words):
         monkeypatch.setattr(sys, 'argv', [f'/usr/bin/{command}', *map(str, words)])
         with redirect_stdout(io.StringIO()), redirect_stderr(io.StringIO()) as said:
-            try: getattr(cli, command)()
+            try: COMMANDS[command]()
             except Done: return 0, ''
             except SystemExit as end:
                 if isinstance(end.code, str): return 1, end.code
@@ -152,7 +154,7 @@ HUGE = '1' + '0'*30
                                             for name, (low, _) in LIMITS.items()], ids=list(LIMITS))
 def test_numbers_that_can_mean_nothing(shell, option, values):
     "In every command that has the option, it is named, before anything is read"
-    takers = [name for name in COMMANDS if option in signature(getattr(cli, name)).parameters]
+    takers = [name for name in COMMANDS if option in signature(COMMANDS[name]).parameters]
     assert takers
     for command in takers:
         first = dict(sadlr_experiment=['update'], sadlr_export=['shapes', 'shapes.onnx']).get(command, [])
@@ -183,6 +185,14 @@ def test_what_torch_says_of_a_layer_without_elements_is_not_passed_on(shell, rec
     code, said = shell('sadlr_train', '--n_images', 20, '--head=cgan', '--encoder_options={"channels": 1}')
     assert 'there is no such model' in said and not [w for w in recwarn if 'zero-element' in str(w.message)]
 
+# --- help
+
+@pytest.mark.parametrize('command', COMMANDS)
+def test_help_is_whole(command):
+    "fastcore takes one line of comment for a parameter, and drops the next"
+    lines = getsource(COMMANDS[command].described).partition('    "')[0].splitlines()
+    assert [line for line in lines if re.match(r'\s+#', line)] == []
+
 # --- any line
 
 WORDS = ['', ' ', '\t', 'NULL', '\u200b', '-1', '0', '1', '3', '20', '1e30', 'nan', 'NaN', 'inf', '-inf', HUGE,
@@ -194,7 +204,7 @@ LINES = dict(
     sadlr_predict=['data/shapes/images/000000.png', 'the star', '--model', 'sadlr'], sadlr_data=['check', 'data'],
     sadlr_experiment=['update', '--root', 'data'], sadlr_evaluate=['--model', 'sadlr'],
     sadlr_train=['--n_images', '10', '--epochs', '1', '--size', 'nano', '--out', 'fuzz'], sadlr_shapes=['--root', 'data'],
-    sadlr_profile=['--size', 'nano', '--passes', '0'], sadlr_export=['sadlr', 'sadlr.onnx', '--precision', 'int2'])
+    sadlr_demo=['--model', 'sadlr', '--examples', 'data/shapes/images'], sadlr_profile=['--size', 'nano', '--passes', '0'], sadlr_export=['sadlr', 'sadlr.onnx', '--precision', 'int2'])
 
 def mutated(line, options, draw):
     "A line with something wrong: words exchanged, put in, left out, repeated; options with any value"
@@ -213,7 +223,7 @@ def mutated(line, options, draw):
 def test_any_line_is_answered(shell, command, n=int(os.environ.get('SADLR_LINES', 30))):
     "Seeded; with SADLR_LINES=2000 it looks further"
     assert {*LINES} == {*COMMANDS}
-    options = list(signature(getattr(cli, command)).parameters)
+    options = list(signature(COMMANDS[command]).parameters)
     for seed in range(n):
         words = mutated(LINES[command], options, random.Random(f'{command} {seed}'))
         try: assert_one_line(command, *shell(command, *words))

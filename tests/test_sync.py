@@ -26,7 +26,7 @@ def test_readme_is_short():
 
 def test_animation_is_small():
     path = repo/'nbs'/'images'/'answer.gif'
-    with Image.open(path) as gif: assert gif.n_frames == 3 and path.stat().st_size < 200_000
+    with Image.open(path) as gif: assert gif.n_frames == 3 and path.stat().st_size < 100_000
 
 # ---- the front door: the tables of the index and the course
 
