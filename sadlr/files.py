@@ -170,6 +170,12 @@ def _decode(data, kind, **options):
         if (plain := _plain(data)) == data: raise
         return decode(plain)
 
+def _no_unicode(data):
+    "The first string of JSON that is no Unicode, without its quotes; none where all are"
+    for text in re.finditer(rb'"((?:[^"\\]|\\.)*+)"', _plain(data), re.DOTALL):
+        try: text[1].decode()
+        except UnicodeDecodeError: return text[1]
+
 class _Key:
     "A key that is equal to no other"
     def __init__(self, name): self.name = name
@@ -192,9 +198,11 @@ def decode_json(
     try:
         _check_keys(data)
         return _decode(data, kind)
-    except UnicodeDecodeError as error:
+    except msgspec.ValidationError: raise
+    except (UnicodeDecodeError, msgspec.DecodeError) as error: # of no Unicode, and since msgspec 0.23 the second
+        if (text := _no_unicode(data)) is None: raise
         if replace: return decode_json(_plain(data).decode(errors='replace'), kind)
-        raise ValueError(f'the text {error.object[:80]!r} is no Unicode: save it as UTF-8') from error
+        raise ValueError(f'the text {text[:80]!r} is no Unicode: save it as UTF-8') from error
     except RecursionError as error: raise ValueError('its lists and objects lie too deep in each other') from error
 
 def read_json(
