@@ -200,7 +200,8 @@ def check_state(
 ) -> dict:     # the state
     "The state of a run; a ValueError names what is wrong with it"
     try:
-        msgspec.convert(state, _State)
+        if not isinstance(state, dict): raise TypeError(f'it is of type {type(state).__name__}')
+        msgspec.convert(state, _State) # since 0.23 it takes a tensor for a dict
         (epochs, batches), n, lrs, losses = state['length'], len(state['rows']), state['lrs'], state['losses']
         if not 0 <= state['epoch'] == n <= epochs or not 0 <= state['batches'] <= batches or losses.ndim != 1 \
                 or len(losses) != len(lrs): raise ValueError('its position and its records contradict each other')

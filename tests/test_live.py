@@ -224,7 +224,10 @@ def test_unknown_words(page):
     driver.find_element('id', 'phrase').clear()
     driver.find_element('id', 'phrase').send_keys('the shiny red cross, please')
     marked = driver.execute_script("return [...document.querySelectorAll('#echo mark')].map(m => m.textContent)")
-    assert marked == ['shiny', 'please'] and 'does not know the words' in text(driver, 'echo')
+    assert marked == ['shiny', 'please'] and text(driver, 'echo').endswith('unknown: shiny, please')
+    driver.find_element('id', 'phrase').clear()
+    driver.find_element('id', 'phrase').send_keys('the re')
+    assert text(driver, 'echo') == '' # it may become 'red'
     status, alert = asked(driver, 'a dog')
     assert (status, alert) == ('', 'The model knows none of these words: a, dog.')
     status, alert = asked(driver, 'rotes kreuz left')
@@ -246,6 +249,38 @@ def test_an_address_brings_picture_phrase_and_iteration_back(page):
     assert (text(again, 'status').rsplit('; ', 1)[0], again.current_url) == (seen[0].rsplit('; ', 1)[0], seen[1])
     odd = page('#scene=-7&seed=x&phrase=red+cross&iteration=99')
     assert 'iteration 3' in answered(odd)[0]
+
+def test_the_last_choice_counts(page):
+    "A picture that arrives after a later choice is not shown; a phrase of the old one makes way, a typed one stays"
+    driver = page()
+    scene = json.loads(run(driver, "return await (await fetch('scenes.json')).text()"))['scenes']
+    radios = driver.find_elements('css selector', '#scenes input')
+    driver.execute_script('''const slow = fetch
+        window.fetch = async address => { if (`${address}`.includes('scene2')) await new Promise(r => setTimeout(r, 500)); return slow(address) }
+        arguments[0].click(); arguments[1].click()''', radios[1], radios[2])
+    wait(driver, f"document.querySelector('#examples button').textContent == '{scene[2]['phrases'][0]}'")
+    assert driver.find_element('id', 'phrase').get_attribute('value') == scene[2]['phrases'][0]
+    run(driver, 'await new Promise(done => setTimeout(done, 900))')
+    assert driver.find_element('css selector', '#examples button').text == scene[2]['phrases'][0]
+    assert driver.current_url.endswith('#scene=3')
+    asked(driver, 'red star or so')
+    radios[3].click()
+    wait(driver, "location.hash == '#scene=4'")
+    assert driver.find_element('id', 'phrase').get_attribute('value') == 'red star or so' and text(driver, 'status') == ''
+
+def test_what_does_not_load_is_said(page, chromium, address):
+    chromium.execute_cdp_cmd('Network.enable', {})
+    try:
+        driver = page()
+        chromium.execute_cdp_cmd('Network.setBlockedURLs', dict(urls=['*model.onnx*']))
+        assert asked(driver, 'red cross')[1].startswith('The model could not be loaded (')
+        chromium.execute_cdp_cmd('Network.setBlockedURLs', dict(urls=['*scenes.json*']))
+        chromium.get('about:blank')
+        chromium.get(address)
+        wait(chromium, "!document.getElementById('alert').hidden")
+        assert text(chromium, 'alert').startswith('The page could not start (')
+    finally: chromium.execute_cdp_cmd('Network.setBlockedURLs', dict(urls=[]))
+    assert 'iteration 3: ' in asked(page(), 'red cross')[0]
 
 def drop(driver, content, name, kind='image/png'):
     "Drop a file on the page"

@@ -4,10 +4,13 @@ import {drawScene} from './scenes.js'
 import {Segmenter} from './segmenter.js'
 
 const $ = id => document.getElementById(id)
-const SHOWN = 384, ORANGE = [255, 127, 14], PURPLE = [94, 60, 153], GREY = [77, 77, 77]
+const SHOWN = 384, ORANGE = [255, 127, 14], PURPLE = [94, 60, 153], GREY = [128, 128, 128]
 
-const segmenter = await Segmenter.open()
-const world = await (await fetch('scenes.json')).json()
+const read = fetch('scenes.json').then(answer => answer.json())
+const [segmenter, world] = await Promise.all([Segmenter.open(), read]).catch(error => {
+  alert(`The page could not start (${error.message}): reload it.`)
+  throw error
+})
 const state = {picture: null, square: null, phrases: [], place: null, answer: null, asked: '', timer: null}
 
 // ---- what a visitor is told
@@ -24,17 +27,18 @@ const guarded = handler => async event => {
   catch (error) { alert(String(error.message || error).replace(/\s+/g, ' ').slice(0, 300)) }
 }
 
-// Words as they are typed, the unknown ones marked
+// Words as they are typed, the unknown ones marked; the last may be the beginning of a known one
 function echo() {
-  const phrase = $('phrase').value, pieces = segmenter.tokenizer.marked(phrase.slice(0, 500))
+  const phrase = $('phrase').value.slice(0, 500), pieces = segmenter.tokenizer.marked(phrase), last = pieces.at(-1)
+  if (last && !/\s$/.test(phrase) && segmenter.tokenizer.known.some(word => word.startsWith(last.text.toLowerCase()))) last.known = true
   $('echo').replaceChildren(...pieces.flatMap(({text, known}) => {
     const part = document.createElement(known ? 'span' : 'mark')
     part.textContent = text
     return [part, ' ']
   }))
-  const unknown = pieces.filter(({known}) => !known).length
-  if (!unknown) $('echo').textContent = ''
-  else $('echo').append(unknown > 1 ? '– the model does not know the words in red' : '– the model does not know the word in red')
+  const unknown = pieces.filter(({known}) => !known).map(({text}) => text)
+  if (unknown.length) $('echo').append(`– unknown: ${unknown.join(', ')}`)
+  else $('echo').textContent = ''
 }
 
 function chips(place, words, chosen) {
@@ -47,12 +51,21 @@ function chips(place, words, chosen) {
 
 // ---- pictures to choose from
 
-// Take a picture; `place` is what an address says of it
-function take(picture, phrases, place) {
+// What is kept of a picture: the square for the model, and no more pixels than are shown
+function prepared(picture) {
   const scale = Math.min(1, 640/Math.max(picture.width, picture.height))
   const size = [picture.width, picture.height].map(side => Math.max(1, Math.round(side*scale)))
-  Object.assign(state, {square: segmenter.square(picture), phrases, place, answer: null, picture:
-    scale === 1 ? picture : flatten(canvasOf(picture), ...size)})
+  return {square: segmenter.square(picture), picture: scale === 1 ? picture : flatten(canvasOf(picture), ...size)}
+}
+
+let turn = 0 // of choosing: what arrives after a later choice is not shown
+
+// Take a picture; `place` is what an address says of it
+function take({square, picture}, phrases, place) {
+  stop()
+  if (state.phrases.includes($('phrase').value)) $('phrase').value = phrases[0] ?? '' // nobody typed it
+  Object.assign(state, {square, picture, phrases, place, answer: null, asked: ''})
+  address()
   chips($('examples'), phrases, phrase => { $('phrase').value = phrase; ask() })
   echo()
   draw()
@@ -75,8 +88,9 @@ function offer(name, shown, picked, checked = false) {
 }
 
 async function takeScene(i) {
-  const {file, phrases} = world.scenes[i]
-  take(flatten(await createImageBitmap(await (await fetch(file)).blob(), {colorSpaceConversion: 'none'})), phrases, {scene: i + 1})
+  const {file, phrases} = world.scenes[i], mine = ++turn
+  const bitmap = await createImageBitmap(await (await fetch(file)).blob(), {colorSpaceConversion: 'none'})
+  if (mine === turn) take(prepared(flatten(bitmap)), phrases, {scene: i + 1})
 }
 
 function thumbnail(picture) {
@@ -86,16 +100,20 @@ function thumbnail(picture) {
   return shown
 }
 
+const drawn = new Map() // seed -> its radio
+
 function addScene(seed) {
-  const {picture, phrases, look} = drawScene(world, seed), chosen = () => take(picture, phrases, {seed})
-  offer(`New scene: ${look}`, thumbnail(picture), chosen, true)
+  if (drawn.has(seed)) return drawn.get(seed).click()
+  const {picture, phrases, look} = drawScene(world, seed), kept = prepared(picture)
+  const chosen = () => { turn++; take(kept, phrases, {seed}) }
+  drawn.set(seed, offer(`New scene: ${look}`, thumbnail(picture), chosen, true))
   chosen()
 }
 
 async function addFile(file) {
-  const picture = await readPicture(file), chosen = () => take(picture, [], {})
-  offer(`Picture ${file.name}`, thumbnail(picture), chosen, true)
-  chosen()
+  const mine = ++turn, kept = prepared(await readPicture(file)), chosen = () => { turn++; take(kept, [], {}) }
+  offer(`Picture ${file.name}`, thumbnail(kept.picture), chosen, mine === turn)
+  if (mine === turn) chosen()
 }
 
 // ---- asking
@@ -104,15 +122,15 @@ const ask = guarded(async () => {
   const phrase = $('phrase').value.trim(), fault = segmenter.tokenizer.fault(phrase)
   if (fault) throw new Error(fault)
   stop()
-  const {square, picture} = state
+  if (!state.picture) throw new Error('Choose a picture first.')
   if (!segmenter.session) {
     $('told').textContent = `Loading the model, ${(segmenter.about.bytes/1e6).toFixed(0)} MB, once`
     $('loading').hidden = false
-    $('go').disabled = true
     try { await segmenter.load(share => { $('bar').value = share }) }
-    finally { $('loading').hidden = true; $('go').disabled = false }
+    finally { $('loading').hidden = true }
   }
-  const begun = performance.now(), answer = await segmenter.segment(square, phrase, picture.width, picture.height)
+  const {square, picture} = state, begun = performance.now() // of the picture that is chosen now
+  const answer = await segmenter.segment(square, phrase, picture.width, picture.height)
   if (state.picture !== picture) return // another was chosen meanwhile
   const took = performance.now() - begun, n = answer.scores.length
   Object.assign(state, {answer, asked: phrase, took})
@@ -124,7 +142,8 @@ const ask = guarded(async () => {
 // The page's address says picture, phrase and iteration, so that it can be shared; a picture of one's own stays here
 function address() {
   if (!Object.keys(state.place).length) return history.replaceState(null, '', location.pathname)
-  history.replaceState(null, '', `#${new URLSearchParams({...state.place, phrase: state.asked, iteration: $('iteration').value})}`)
+  const question = state.answer ? {phrase: state.asked, iteration: $('iteration').value} : {}
+  history.replaceState(null, '', `#${new URLSearchParams({...state.place, ...question})}`)
 }
 
 async function visit() {
@@ -153,6 +172,7 @@ async function visit() {
 function fill(canvas, colour) {
   const {width, height} = state.picture, times = Math.ceil(SHOWN/Math.max(width, height))
   Object.assign(canvas, {width: width*times, height: height*times})
+  canvas.style.imageRendering = times > 1 ? 'pixelated' : 'auto'
   const context = canvas.getContext('2d'), shown = context.createImageData(canvas.width, canvas.height)
   for (let y = 0, at = 0; y < canvas.height; y++) for (let x = 0; x < canvas.width; x++, at += 4) {
     const [r, g, b] = colour(Math.floor(y/times)*width + Math.floor(x/times), x, y, times)
@@ -161,7 +181,7 @@ function fill(canvas, colour) {
   context.putImageData(shown, 0, 0)
 }
 
-const mix = (a, b, share) => a.map((v, i) => (1 - share)*v + share*b[i])
+const mix = ([r, g, b], [R, G, B], share) => [(1 - share)*r + share*R, (1 - share)*g + share*G, (1 - share)*b + share*B]
 const probability = score => 1/(1 + Math.exp(-score))
 
 function draw() {
@@ -173,12 +193,14 @@ function draw() {
     $('mask').setAttribute('aria-label', 'The picture, without an answer')
     return fill($('mask'), pixel)
   }
-  const scores = answer.scores[at], before = answer.scores[at - 1], grey = i => Array(3).fill((data[4*i] + data[4*i + 1] + data[4*i + 2])/3)
+  const scores = answer.scores[at], before = answer.scores[at - 1]
+  const grey = i => Array(3).fill((data[4*i] + data[4*i + 1] + data[4*i + 2])/3)
   const inside = (x, y, times) => { // of the enlarged picture; outside it, as its nearest pixel
     const clamp = (v, n) => Math.min(Math.max(Math.floor(v/times), 0), n - 1)
     return scores[clamp(y, height)*width + clamp(x, width)] > 0
   }
-  const line = Math.max(1, Math.round(SHOWN/150)), around = [[line, 0], [-line, 0], [0, line], [0, -line], [line, line], [-line, line], [line, -line], [-line, -line]]
+  const line = Math.max(1, Math.round(SHOWN/150)), steps = [-line, 0, line]
+  const around = steps.flatMap(dx => steps.map(dy => [dx, dy]))
   fill($('mask'), (i, x, y, times) => {
     const here = scores[i] > 0
     if (around.some(([dx, dy]) => inside(x + dx, y + dy, times) !== here)) return here ? [255, 255, 255] : [0, 0, 0]
@@ -251,7 +273,6 @@ function stop() {
   clearInterval(state.timer)
   state.timer = null
   $('play').textContent = 'Play'
-  $('play').setAttribute('aria-pressed', 'false')
 }
 
 function play() {
@@ -261,7 +282,6 @@ function play() {
     draw()
   }
   $('play').textContent = 'Pause'
-  $('play').setAttribute('aria-pressed', 'true')
   state.timer = setInterval(step, 900)
   step()
 }
@@ -281,20 +301,34 @@ world.scenes.forEach(({file, look}, i) => offer(`Scene ${i + 1}: ${look}`, Objec
 $('form').addEventListener('submit', event => { event.preventDefault(); ask() })
 $('phrase').addEventListener('input', echo)
 $('draw').addEventListener('click', guarded(() => addScene(Math.floor(Math.random()*2**32))))
-$('file').addEventListener('change', guarded(async ({target}) => { for (const file of [...target.files]) await addFile(file); target.value = '' }))
+async function addFiles(files) { // each for itself: the first fault is told, the rest is taken
+  const faults = []
+  for (const file of files) await addFile(file).catch(error => faults.push(error))
+  if (faults.length) throw faults[0]
+}
+$('file').addEventListener('change', guarded(async ({target}) => {
+  const files = [...target.files]
+  target.value = '' // so that the same file can be chosen again
+  await addFiles(files)
+}))
 $('iteration').addEventListener('input', () => { stop(); draw(); address() })
 $('play').addEventListener('click', play)
 $('share').addEventListener('click', guarded(async () => {
   if (!Object.keys(state.place).length) throw new Error('A picture of your own stays in your browser: no link can hold it.')
   address()
+  if (!navigator.clipboard) throw new Error(`This browser copies nothing from here: take ${location.href}`)
   await navigator.clipboard.writeText(location.href)
   $('share').textContent = 'Copied'
   setTimeout(() => { $('share').textContent = 'Copy a link' }, 1500)
 }))
-const over = event => { event.preventDefault(); document.body.classList.toggle('over', event.type === 'dragover') }
+const over = event => {
+  if (!event.dataTransfer.types.includes('Files')) return // words may be dropped on the field
+  event.preventDefault()
+  document.body.classList.toggle('over', event.type === 'dragover')
+}
 for (const kind of ['dragover', 'dragleave']) addEventListener(kind, over)
-addEventListener('drop', guarded(async event => { over(event); for (const file of event.dataTransfer.files) await addFile(file) }))
-addEventListener('paste', guarded(async event => { for (const file of event.clipboardData.files) await addFile(file) }))
+addEventListener('drop', guarded(async event => { over(event); await addFiles([...event.dataTransfer.files]) }))
+addEventListener('paste', guarded(async event => { await addFiles([...event.clipboardData.files]) }))
 addEventListener('hashchange', guarded(visit))
 await guarded(visit)()
 document.documentElement.dataset.ready = 'true'

@@ -84,7 +84,7 @@ export function enlarge(map, h, w, height, width) {
   return result
 }
 
-const MOST_PIXELS = 40e6, MOST_BYTES = 50e6
+const MOST_PIXELS = 40e6, MOST_BYTES = 50e6, MOST_SIDE = 32767 // of a canvas
 const KINDS = [[0xff, 0xd8], [0x89, 0x50, 0x4e, 0x47], [0x47, 0x49, 0x46, 0x38], [0x42, 0x4d], [0x52, 0x49, 0x46, 0x46]]
 
 // A file -> ImageData, upright, over white; an Error in one line for what is no picture, or too large a one
@@ -102,6 +102,8 @@ export async function readPicture(file) {
     })
     const pixels = image.naturalWidth*image.naturalHeight
     if (pixels > MOST_PIXELS) throw new Error(`${name} has ${Math.round(pixels/1e6)} megapixels; ${MOST_PIXELS/1e6} at most are read.`)
+    const side = Math.max(image.naturalWidth, image.naturalHeight)
+    if (side > MOST_SIDE) throw new Error(`${name} has a side of ${side} pixels; ${MOST_SIDE} at most are read.`)
     return flatten(await createImageBitmap(file, {colorSpaceConversion: 'none', premultiplyAlpha: 'none'}))
   } catch (error) {
     throw error instanceof Error && error.message.startsWith(name) ? error

@@ -1,5 +1,5 @@
-// New scenes of the world that the model was trained on: data.shapes in small, its outlines and colours from there.
-// Its phrases are the plainest of those of Python: what singles an object out, and which is first on a side.
+// New scenes like those that the model was trained on: data.shapes in small, with its outlines, colours and sizes, but
+// fewer objects, which do not touch. Phrases are the plainest: what singles an object out, and which is first on a side.
 
 // Numbers from 0 to 1 that a seed fixes (a linear congruential generator, with the constants of Numerical Recipes)
 function chance(seed) {
@@ -51,7 +51,8 @@ function paint(context, world, random, objects, side) {
   }
   for (const {shape, colour, width, x, y} of objects) {
     const [hue, saturation, value] = world.colours[colour], turn = (random() - .5)*24*Math.PI/180
-    context.fillStyle = `rgb(${hsv((hue + 350 + 10*random()) % 360, Math.min(1, saturation), Math.min(1, value))})`
+    const near = part => Math.min(1, part*(.94 + .12*random()))
+    context.fillStyle = `rgb(${hsv((hue + 355 + 10*random()) % 360, near(saturation), near(value))})`
     context.setTransform(width*Math.cos(turn), width*Math.sin(turn), -width*Math.sin(turn), width*Math.cos(turn), x, y)
     context.beginPath()
     world.outlines[shape].forEach(point => context.lineTo(...point))
@@ -82,7 +83,7 @@ function phrases(objects, side) {
   return [...new Set(found)]
 }
 
-// {picture: ImageData, phrases, look: what is in it, in words}; the same for the same seed
+// {picture: ImageData, phrases, look: what is in it, in words}; the same for the same seed in one browser, and nearly so in another
 export function drawScene(world, seed) {
   const random = chance(seed), side = world.side
   for (;;) {

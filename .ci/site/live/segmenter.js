@@ -27,7 +27,10 @@ export class Segmenter {
 
   // Fetch runtime and model, once; `told(share)` hears from 0 to 1
   load(told = () => {}) {
-    return this.loading ??= this.start(told).catch(error => { this.loading = null; throw error })
+    return this.loading ??= this.start(told).catch(error => {
+      this.loading = null
+      throw new Error(`The model could not be loaded (${error.message}): ask again, or reload the page.`)
+    })
   }
 
   async start(told) {
