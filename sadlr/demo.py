@@ -113,7 +113,8 @@ def strip(
     parts = [(paint_answer(image, one[None]), f'iteration {i}{iou(one > 0)}') for i, one in enumerate(scores, 1)]
     if truth is not None:
         parts.append((paint_mask(repeat_pixels(np.asarray(image))/255, repeat_pixels(truth), alpha=0), 'truth'))
-    figures = (f'<figure style="margin: 0"><img style="width: 100%" alt="" src="{_address(_jpeg(pixels, 256))}">'
+    figures = (f'<figure style="margin: 0"><img style="width: 100%" src="{_address(_jpeg(pixels, 256))}" '
+               'alt="the picture with a mask">'
                f'<figcaption style="line-height: 1.3">{text}</figcaption></figure>' for pixels, text in parts)
     columns = f'repeat({len(parts)}, minmax(0, 200px))'
     return f'<div style="display: grid; grid-template-columns: {columns}; gap: 6px">{"".join(figures)}</div>'
