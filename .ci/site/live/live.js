@@ -4,7 +4,7 @@ import {drawScene} from './scenes.js'
 import {Segmenter} from './segmenter.js'
 
 const $ = id => document.getElementById(id)
-const SHOWN = 384, ORANGE = [255, 127, 14], PURPLE = [94, 60, 153], GREY = [128, 128, 128]
+const SHOWN = 384, WHITE = [255, 255, 255], ORANGE = [255, 127, 14], PURPLE = [94, 60, 153], GREY = [128, 128, 128]
 
 const read = fetch('scenes.json').then(answer => answer.json())
 const [segmenter, world] = await Promise.all([Segmenter.open(), read]).catch(error => {
@@ -182,6 +182,7 @@ function fill(canvas, colour) {
 }
 
 const mix = ([r, g, b], [R, G, B], share) => [(1 - share)*r + share*R, (1 - share)*g + share*G, (1 - share)*b + share*B]
+const tone = p => p < .5 ? mix(PURPLE, WHITE, 2*p) : mix(WHITE, ORANGE, 2*p - 1) // as in the notebooks
 const probability = score => 1/(1 + Math.exp(-score))
 
 function draw() {
@@ -203,14 +204,14 @@ function draw() {
   const around = steps.flatMap(dx => steps.map(dy => [dx, dy]))
   fill($('mask'), (i, x, y, times) => {
     const here = scores[i] > 0
-    if (around.some(([dx, dy]) => inside(x + dx, y + dy, times) !== here)) return here ? [255, 255, 255] : [0, 0, 0]
+    if (around.some(([dx, dy]) => inside(x + dx, y + dy, times) !== here)) return here ? WHITE : [0, 0, 0]
     return here ? mix(pixel(i), ORANGE, .6) : pixel(i)
   })
   fill($('change'), i => {
     const [is, was] = [scores[i] > 0, before ? before[i] > 0 : false]
-    return is && was ? GREY : is ? ORANGE : was ? PURPLE : mix(grey(i), [255, 255, 255], .7)
+    return is && was ? GREY : is ? ORANGE : was ? PURPLE : mix(grey(i), WHITE, .8)
   })
-  fill($('score'), i => mix(grey(i), world.viridis[Math.round(255*probability(scores[i]))], .85))
+  fill($('score'), i => mix(grey(i), tone(probability(scores[i])), .6))
   drawPath(at)
   say(at, scores, before)
 }
@@ -296,7 +297,7 @@ if (known.length <= 200) chips($('known'), known, word => {
   echo()
   $('phrase').focus()
 })
-$('scale').style.background = `linear-gradient(to right, ${world.viridis.filter((_, i) => i % 51 === 0).map(c => `rgb(${c})`)})`
+$('scale').style.background = `linear-gradient(to right, ${[PURPLE, WHITE, ORANGE].map(colour => `rgb(${colour})`)})`
 world.scenes.forEach(({file, look}, i) => offer(`Scene ${i + 1}: ${look}`, Object.assign(new Image(), {src: file, alt: ''}), () => takeScene(i)))
 $('form').addEventListener('submit', event => { event.preventDefault(); ask() })
 $('phrase').addEventListener('input', echo)

@@ -39,7 +39,8 @@ export class Segmenter {
     const [ort, runtime, graph] = await Promise.all([import('./ort.wasm.bundle.min.mjs'),
       fetchBytes('ort-wasm-simd-threaded.wasm', count), fetchBytes('model.onnx', count)])
     ort.env.wasm.wasmBinary = runtime.buffer
-    ort.env.wasm.numThreads = 1 // more need headers that a static site does not send
+    // more than one thread needs the headers COOP and COEP, which few hosts of static files send
+    ort.env.wasm.numThreads = self.crossOriginIsolated ? Math.min(4, navigator.hardwareConcurrency) : 1
     this.ort = ort
     this.session = await ort.InferenceSession.create(graph, {executionProviders: ['wasm']})
   }
