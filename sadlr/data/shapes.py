@@ -17,6 +17,7 @@ from itertools import pairwise, product
 from pathlib import Path
 from typing import NamedTuple
 import numpy as np
+from fastcore.basics import patch
 from PIL import Image, ImageDraw
 from tqdm.auto import tqdm
 from .refer import Refer
@@ -244,7 +245,7 @@ def beside(
     return one_of(rng, phrases)
 
 # %% ../../nbs/11_data.shapes.ipynb #c5ebacc0
-LEVELS = 'attributes', 'relations'
+LEVELS = 'attributes', 'relations', 'any'
 
 def make_phrases(
     rng:np.random.Generator,
@@ -271,6 +272,175 @@ def make_phrases(
         if len(phrases) == n: break
     return phrases if len(phrases) > 1 else []
 
+# %% ../../nbs/11_data.shapes.ipynb #4dd81b30
+NUMBERS = {2: 'two', 3: 'three', 4: 'four'}
+
+def plural(name): return name + ('es' if name.endswith('s') else 's')
+
+def clear_relations(
+    fits:dict[str, list[SceneObject]], # description: the objects it fits
+    margin:float                       # pixels between the anchor and each object of the group
+) -> list[tuple[str, str, list[SceneObject]]]: # description, side of an anchor, the objects on that side
+    "Every description of a group with a side on which each of the group clearly lies or clearly does not"
+    found = []
+    for anchor_name, (anchor, *twins) in fits.items():
+        for side, (axis, sign) in AXES.items() if not twins else ():
+            ahead = {o: sign*(getattr(anchor, axis) - getattr(o, axis)) for o in fits['object'] if o != anchor}
+            for name, group in fits.items():
+                others = [o for o in group if o != anchor]
+                if others and min(abs(ahead[o]) for o in others) > margin:
+                    found.append((name, f'{BESIDE[side]} the {anchor_name}', [o for o in others if ahead[o] > 0]))
+    return found
+
+# %% ../../nbs/11_data.shapes.ipynb #17e68d74
+def in_plural(
+    fits:dict[str, list[SceneObject]], # description: the objects it fits
+    relations:list[tuple[str, str, list[SceneObject]]] # of `clear_relations`
+) -> dict[str, dict[str, tuple[SceneObject, ...]]]: # form: {phrase: what it means}
+    "Every phrase for several objects"
+    forms = {form: {} for form in ('all', 'number', 'everything beside', 'all beside', 'except')}
+    for name, group in fits.items():
+        forms['all'][f'all {plural(name)}'] = group
+        if number := NUMBERS.get(len(group)): forms['number'][f'the {number} {plural(name)}'] = group
+        for word in (*AREAS, *COLOURS):
+            rest = [o for o in group if word not in (o.size, o.colour)]
+            if len(rest) == len(group)-1: forms['except'][f'the {plural(name)} except the {word} one'] = rest
+    for name, side, group in relations:
+        if name == 'object': forms['everything beside'][f'everything {side}'] = group
+        else: forms['all beside'][f'all {plural(name)} {side}'] = group
+    several = {form: {p: tuple(g) for p, g in phrases.items() if len(g) > 1} for form, phrases in forms.items()}
+    return {form: phrases for form, phrases in several.items() if phrases}
+
+# %% ../../nbs/11_data.shapes.ipynb #85a26edd
+def several_refs(
+    rng:np.random.Generator,
+    forms:dict[str, dict[str, tuple[SceneObject, ...]]], # of `in_plural`
+    n:int # refs at most
+) -> list[tuple[tuple[SceneObject, ...], list[str]]]: # what is meant and two or three phrases
+    "Phrases for several objects; each form is as frequent as the others, as far as the scene allows"
+    refs, ways = {}, defaultdict(dict)
+    for form, phrases in forms.items():
+        for phrase, meant in phrases.items(): ways[meant].setdefault(form, []).append(phrase)
+    for _ in range(20*n):
+        form = one_of(rng, list(forms))
+        phrase, meant = one_of(rng, list(forms[form].items()))
+        more = [one_of(rng, one_of(rng, list(ways[meant].values()))) for _ in range(6)]
+        phrases = list(dict.fromkeys([phrase, *more]))[:rng.integers(2, 4)]
+        if meant not in refs and len(phrases) > 1: refs[meant] = phrases
+        if len(refs) == n: break
+    return list(refs.items())
+
+# %% ../../nbs/11_data.shapes.ipynb #d5677c3c
+def missing_names(
+    fits:dict[str, list[SceneObject]]
+) -> tuple[list[str], list[str]]: # near misses, descriptions with one word that fits no object
+    "Descriptions of what is not in the scene"
+    known, found = {word for name in fits for word in name.split()} | {''}, ([], [])
+    for words in product(('', *AREAS), ('', *COLOURS), ('object', *SHAPES)):
+        name, strange = ' '.join(filter(None, words)), sum(word not in known for word in words)
+        if name not in fits and strange < 2: found[strange].append(name)
+    return found
+
+class Missing:
+    "Phrases of every form for what is not there"
+    def __init__(self, rng, fits, relations):
+        self.rng, self.fits, self.names = rng, fits, [names for names in missing_names(fits) if names]
+        self.relations = [(name, side) for name, side, group in relations if not group]
+        self.single = [name for name, group in fits.items() if len(group) == 1]
+
+    def of(self, items): return one_of(self.rng, list(items))
+
+    def name(self):
+        "A near miss in two of three cases; of a shape in every second one; with one, two or three attributes"
+        names, plain = self.names[0 if self.rng.integers(3) else -1], self.rng.integers(2)
+        names = [d for d in names if d.endswith('object') == plain] or names
+        n = self.rng.integers(1, 4)
+        return self.of([d for d in names if n_attributes(d) == n] or names)
+
+# %% ../../nbs/11_data.shapes.ipynb #5c317419
+@patch
+def in_order(self:Missing):
+    "First, second or third of what is not there, or second of one object alone"
+    side = self.of(AXES)
+    if self.rng.integers(5): return f'{FIRST[side]} {self.name()}'
+    if self.rng.integers(2) and self.single: return f'second {self.of(self.single)} from the {side}'
+    return f'{self.of(["second", "third"])} {self.name()} from the {side}'
+
+@patch
+def beside(self:Missing):
+    "A missing object, a missing anchor, or a relation that does not hold: description and side"
+    pick = self.rng.integers(3)
+    if pick == 2 and self.relations: return self.of(self.relations)
+    side = BESIDE[self.of(AXES)]
+    if pick == 1 and self.single: return self.name(), f'{side} the {self.of(self.single)}'
+    return self.of(self.fits), f'{side} the {self.name()}'
+
+@patch
+def singular(self:Missing):
+    "A phrase as for one object"
+    phrase = self.of([self.name, self.in_order, lambda: ' '.join(self.beside())])()
+    return f'the {phrase}' if self.rng.integers(2) else phrase
+
+# %% ../../nbs/11_data.shapes.ipynb #d6983ddc
+@patch
+def everything(self:Missing):
+    "A missing anchor, or one with nothing on that side"
+    sides = [side for name, side in self.relations if name == 'object']
+    if self.rng.integers(2) and sides: return f'everything {self.of(sides)}'
+    return f'everything {BESIDE[self.of(AXES)]} the {self.name()}'
+
+@patch
+def all_beside(self:Missing):
+    "As `beside`, in the plural"
+    name, side = self.beside()
+    return f'everything {side}' if name == 'object' else f'all {plural(name)} {side}'
+
+@patch
+def excepted(self:Missing):
+    "A missing group, and a word for one of them that the group leaves open"
+    free = []
+    while not free:
+        name = self.name()
+        free = [w for words in (AREAS, COLOURS) if not {*name.split()} & {*words} for w in words]
+    return f'the {plural(name)} except the {self.of(free)} one'
+
+@patch
+def in_plural(self:Missing):
+    "A phrase as for several objects, each form about as frequent as there"
+    number, name = self.of(NUMBERS[len(g)] for g in self.fits.values() if len(g) in NUMBERS), self.name()
+    forms = dict(zip((lambda: f'all {plural(name)}', lambda: f'the {number} {plural(name)}', self.everything,
+                      self.all_beside, self.excepted), (2, 2, 2, 3, 1)))
+    return self.of(form for form, times in forms.items() for _ in range(times))()
+
+# %% ../../nbs/11_data.shapes.ipynb #8c0f5650
+def none_refs(
+    missing:Missing,
+    n:int # refs
+) -> list[list[str]]: # two or three phrases each
+    "Phrases for what is not there, half of them singular, half plural"
+    phrases, lengths = {}, missing.rng.integers(2, 4, n)
+    while len(phrases) < lengths.sum():
+        phrases[missing.singular() if missing.rng.integers(2) else missing.in_plural()] = None
+    phrases = list(phrases)
+    return [phrases[end-length:end] for length, end in zip(lengths, lengths.cumsum())]
+
+# %% ../../nbs/11_data.shapes.ipynb #f12fa2d9
+def make_refs(
+    rng:np.random.Generator,
+    objects:list[SceneObject],
+    level:str,
+    margin:float
+) -> list[tuple[tuple[SceneObject, ...], list[str]]]: # what is meant and two or three phrases
+    "All that is asked of one scene"
+    one = [((o,), make_phrases(rng, o, objects, 'relations' if level == 'any' else level, margin)) for o in objects]
+    one = [(meant, phrases) for meant, phrases in one if phrases]
+    if level != 'any': return one
+    fits = describe(objects)
+    relations = clear_relations(fits, margin)
+    several = several_refs(rng, in_plural(fits, relations), len(one))
+    none = none_refs(Missing(rng, fits, relations), len(several))
+    return one + several + [((), phrases) for phrases in none]
+
 # %% ../../nbs/11_data.shapes.ipynb #e6c3be4b
 def resolve(
     phrase:str,
@@ -278,7 +448,9 @@ def resolve(
     slack:float=0. # pixels by which an order may be violated, or, where negative, must hold
 ) -> list[SceneObject]:
     "The objects that a phrase may mean"
-    def fitting(words): return [o for o in objects if {*words.split()} <= {'the', 'object', o.shape, o.colour, o.size}]
+    def fitting(words):
+        kinds = ({'object', 'objects', o.shape, plural(o.shape), o.colour, o.size} for o in objects)
+        return [o for o, known in zip(objects, kinds) if {*words.split()} <= {'the', 'all', 'everything', *known}]
     def before(a, b, side):
         return {'left': a.x - b.x, 'right': b.x - a.x, 'top': a.y - b.y, 'bottom': b.y - a.y}[side] < slack
     def nth(n, words, side):
@@ -293,6 +465,12 @@ def resolve(
     if m := re.fullmatch('(?:the )?(second|third) (.+) from the (left|right|top|bottom)', phrase):
         return nth({'second': 2, 'third': 3}[m[1]], m[2], m[3])
     if m := re.fullmatch('(?:the )?(left|right|top|bottom)(?:most)? (.+)', phrase): return nth(1, m[2], m[1])
+    if m := re.fullmatch('(.+) except the (.+) one', phrase):
+        group, out = fitting(m[1]), fitting(m[2])
+        return [o for o in group if o not in out] if len([o for o in group if o in out]) == 1 else []
+    if m := re.fullmatch('the (two|three|four) (.+)', phrase):
+        group = fitting(m[2])
+        return group if len(group) == {'two': 2, 'three': 3, 'four': 4}[m[1]] else []
     return fitting(phrase)
 
 # %% ../../nbs/11_data.shapes.ipynb #bc3302ae
@@ -353,14 +531,16 @@ def image_refs(
     rng = np.random.default_rng([info['seed'], i, 1 + LEVELS.index(level)])
     split = 'train' if i < .8*info['n_images'] else 'val' if i < .9*info['n_images'] else 'test'
     refs = []
-    for ann, target in zip(annotations, objects):
-        phrases = make_phrases(rng, target, objects, level, margin)
+    for meant, phrases in make_refs(rng, objects, level, margin):
         for p in phrases:
-            assert resolve(p, objects, margin) == resolve(p, objects, -margin) == [target], f'{p}: {target}, {objects}'
+            found = resolve(p, objects, margin), resolve(p, objects, -margin)
+            assert found == ([*meant], [*meant]), f'{p}: {meant}, {objects}'
+        ids, kinds = ([a[k] for a, o in zip(annotations, objects) if o in meant] for k in ('id', 'category_id'))
+        ann_id, kind = (ids or [-1], kinds or [-1]) if level == 'any' else (ids[0], kinds[0])
         sentences = [dict(raw=p, sent=p, tokens=p.split()) for p in phrases]
-        refs.append(dict(ann_id=ann['id'], image_id=i, category_id=ann['category_id'], split=split,
-                         file_name=f'{i:06}.png', sentences=sentences))
-    return [r for r in refs if r['sentences']]
+        refs.append(dict(ann_id=ann_id, image_id=i, category_id=kind, split=split, file_name=f'{i:06}.png',
+                         sentences=sentences) | (dict(no_target=not ids) if level == 'any' else {}))
+    return refs
 
 # %% ../../nbs/11_data.shapes.ipynb #8eec28d5
 def write_refs(
@@ -383,7 +563,7 @@ def make_shapes(
     n_images:int=2000,      # at least 10
     img_size:int=64,        # S, at least 32
     seed:int=0,
-    level:str='attributes', # or 'relations', a second partition of the same images
+    level:str='attributes', # one of `LEVELS`, each a partition of the same images
 ) -> Refer:
     "Writes referring shapes in REFER's files, unless they are there already, and reads them"
     if level not in LEVELS: raise ValueError(f'there is no level {level!r}; there are {", ".join(map(repr, LEVELS))}')
