@@ -350,7 +350,7 @@ class Missing:
     ):
         self.rng, self.fits, self.names = rng, fits, [names for names in missing_names(fits) if names]
         self.relations = [(name, side) for name, side, group in relations if not group]
-        self.single = [name for name, group in fits.items() if len(group) == 1]
+        self.alone = [name for name, group in fits.items() if len(group) == 1]
 
     def of(self, items): return one_of(self.rng, list(items))
 
@@ -363,26 +363,26 @@ class Missing:
 
 # %% ../../nbs/11_data.shapes.ipynb #5c317419
 @patch
-def in_order(self:Missing):
+def ranked(self:Missing):
     "First, second or third of what is not there, or second of one object alone"
     side = self.of(AXES)
     if self.rng.integers(5): return f'{FIRST[side]} {self.name()}'
-    if self.rng.integers(2) and self.single: return f'second {self.of(self.single)} from the {side}'
+    if self.rng.integers(2) and self.alone: return f'second {self.of(self.alone)} from the {side}'
     return f'{self.of(["second", "third"])} {self.name()} from the {side}'
 
 @patch
-def beside(self:Missing):
+def compared(self:Missing):
     "A missing object, a missing anchor, or a relation that does not hold: description and side"
     pick = self.rng.integers(3)
     if pick == 2 and self.relations: return self.of(self.relations)
     side = BESIDE[self.of(AXES)]
-    if pick == 1 and self.single: return self.name(), f'{side} the {self.of(self.single)}'
+    if pick == 1 and self.alone: return self.name(), f'{side} the {self.of(self.alone)}'
     return self.of(self.fits), f'{side} the {self.name()}'
 
 @patch
-def singular(self:Missing):
+def single(self:Missing):
     "A phrase as for one object"
-    phrase = self.of([self.name, self.in_order, lambda: ' '.join(self.beside())])()
+    phrase = self.of([self.name, self.ranked, lambda: ' '.join(self.compared())])()
     return f'the {phrase}' if self.rng.integers(2) else phrase
 
 # %% ../../nbs/11_data.shapes.ipynb #d6983ddc
@@ -395,8 +395,8 @@ def everything(self:Missing):
 
 @patch
 def all_beside(self:Missing):
-    "As `beside`, in the plural"
-    name, side = self.beside()
+    "As `compared`, in the plural"
+    name, side = self.compared()
     return f'everything {side}' if name == 'object' else f'all {plural(name)} {side}'
 
 @patch
@@ -409,7 +409,7 @@ def excepted(self:Missing):
     return f'the {plural(name)} except the {self.of(free)} one'
 
 @patch
-def in_plural(self:Missing):
+def several(self:Missing):
     "A phrase as for several objects, each form about as frequent as there"
     number, name = self.of(NUMBERS[len(g)] for g in self.fits.values() if len(g) in NUMBERS), self.name()
     every, counted = (lambda: f'all {plural(name)}'), (lambda: f'the {number} {plural(name)}')
@@ -423,7 +423,7 @@ def none_refs(
     "Phrases for what is not there, half of them singular, half plural"
     phrases, lengths = {}, missing.rng.integers(2, 4, n)
     while len(phrases) < lengths.sum():
-        phrases[missing.singular() if missing.rng.integers(2) else missing.in_plural()] = None
+        phrases[missing.single() if missing.rng.integers(2) else missing.several()] = None
     phrases = list(phrases)
     return [phrases[end-length:end] for length, end in zip(lengths, lengths.cumsum())]
 
