@@ -356,8 +356,8 @@ class Missing:
 
     def name(self):
         "A near miss in two of three cases; a shape in every second one; of one, two or three attributes"
-        names, plain = self.names[0 if self.rng.integers(3) else -1], self.rng.integers(2)
-        names = [d for d in names if d.endswith('object') == plain] or names
+        names, shapeless = self.names[0 if self.rng.integers(3) else -1], self.rng.integers(2)
+        names = [d for d in names if d.endswith('object') == shapeless] or names
         n = self.rng.integers(1, 4)
         return self.of([d for d in names if n_attributes(d) == n] or names)
 
