@@ -53,7 +53,7 @@ def sadlr_shapes(
     n_images:int=2000,         # number of scenes
     img_size:int=64,           # side of a scene in pixels
     seed:int=0,                # scenes and phrases depend on it
-    level:str='attributes',    # 'attributes' or 'relations'
+    level:str='attributes',    # 'attributes', 'relations' or 'any'
 ):
     "Render referring shapes in the files of RefCOCO: ROOT/shapes"
     for split, n in make_shapes(root, n_images, img_size, seed, level).counts().items(): print(f'{split:5} {n}')
@@ -188,7 +188,7 @@ def sadlr_experiment(
     size:str='nano',           # of the encoders
     img_size:int=64,           # side of the scenes in pixels
     n_images:int=RECIPE.n_images, # scenes
-    level:str=RECIPE.split_by, # of the phrases: 'attributes' or 'relations'
+    level:str=RECIPE.split_by, # of the phrases: 'attributes', 'relations' or 'any'
     data_seed:int=RECIPE.data_seed, # of the scenes
     epochs:int=RECIPE.epochs,  # each ref once per epoch
     bs:int=RECIPE.bs,          # images of a step

@@ -152,7 +152,8 @@ PARTITIONS = {
         'umd': dict(train=_counts(21899, 42226, 80512), val=_counts(1300, 2573, 4896), test=_counts(2600, 5023, 9602)),
         'google': dict(train=_counts(24698, 44822, 85474), val=_counts(4650, 5000, 9536))},
     'grefcoco': {'unc': dict(train=_counts(), val=_counts(), testA=_counts(), testB=_counts())},
-    'shapes': {level: dict(train=_counts(), val=_counts(), test=_counts()) for level in ('attributes', 'relations')}}
+    'shapes': {level: dict(train=_counts(), val=_counts(), test=_counts()) 
+               for level in ('attributes', 'relations', 'any')}}
 
 # %% ../../nbs/10_data.refer.ipynb #da83811c
 def count_refs(
