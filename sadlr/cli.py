@@ -170,7 +170,7 @@ def sadlr_data(
     action:str,       # 'check': what is not there is told, only what is wrong fails; 'get' what is missing
     root:Path,        # folder of the data sets
     dataset:str=None, # only this one, such as 'refcoco' or 'refcoco-m'; or, to check, any folder of ROOT
-    parquet:str=None, # get: a parquet file, a folder of them, or a name on the hub, to make DATASET of; none: what is known
+    parquet:str=None, # get: a parquet file, a folder of them, or a name on the hub, of which DATASET is made
     split:str=None,   # of the parquet files; none: val
 ):
     "Check the data sets and their images below ROOT, or download RefCOCO, RefCOCO+, G-Ref and COCO's train2014"
@@ -178,7 +178,8 @@ def sadlr_data(
     if parquet and (action == 'check' or not dataset):
         raise ValueError(f'parquet={parquet}: it is for get, and takes a dataset, the name of what is made of it')
     if split and not parquet: raise ValueError(f'split={split}: leave it out, only parquet files have one')
-    if parquet or action == 'get' and dataset in HUB: return print(write_parquet(root, dataset, parquet, split or 'val'))
+    if parquet or action == 'get' and dataset in HUB:
+        return print(write_parquet(root, dataset, parquet, split or 'val'))
     if action == 'get': return get_data(root, dataset)
     if wrong := check_data(root, dataset):
         print(*wrong, sep='\n')

@@ -44,7 +44,7 @@ def sadlr_predict(
     phrase:str,                    # what to find in it
     model:str='runs/shapes/model', # folder, hub name, LAVT's weights (.pth), 'shapes', which ships, or a file (.onnx)
     out:Path='overlay.png',        # picture to write: the photo with the mask over it; NAME.gif shows every iteration
-    tile:int=None,                 # side of overlapping tiles in the photo's pixels, for small objects; none: as a whole
+    tile:int=None,                 # side of overlapping tiles in pixels of the photo, for small objects; none: no tiles
 ):
     "Find what a phrase names in a photo and write the photo with the mask over it"
     out = Path(out)

@@ -15,6 +15,7 @@ from io import BytesIO
 from pathlib import Path
 
 import msgspec
+from fastcore.basics import patch
 from huggingface_hub import snapshot_download
 from PIL import Image, UnidentifiedImageError
 
@@ -70,7 +71,8 @@ def opened(
         raise ValueError('reading parquet takes pyarrow: pip install "sadlr[parquet]"') from error
     file = parquet.ParquetFile(path)
     size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
-    if size > 100*path.stat().st_size + 2**20: raise ValueError(f'it claims to hold {size} bytes, as no honest file does')
+    if size > 100*path.stat().st_size + 2**20:
+        raise ValueError(f'it claims to hold {size} bytes, as no honest file does')
     return file
 
 def read_rows(
@@ -85,10 +87,10 @@ def read_rows(
         columns = [f.name for f in msgspec.structs.fields(kind) if f.name in there and (photos or f.name != 'image')]
         rows = (row for batch in file.iter_batches(16, columns=columns, use_threads=False) for row in batch.to_pylist())
         for row, record in enumerate(rows): yield f'{path}, row {row}', msgspec.convert(record, kind)
-    except (OSError, ValueError, NotImplementedError, MemoryError) as error: # pyarrow's are of these kinds
-        told = ' '.join(str(error).split())[:300]
-        at = '' if row is None else f', row {row}' if isinstance(error, msgspec.ValidationError) else f' after row {row}'
-        raise ValueError(f'{path}{at}: {told or type(error).__name__}') from error
+    except Exception as error: # pyarrow's are of many kinds
+        told = ' '.join(str(error).split())[:300] or type(error).__name__
+        if row is not None: told = f'row {row}: {told}' if isinstance(error, msgspec.ValidationError) else told
+        raise ValueError(f'{path}, {told}') from error
 
 # %% ../../nbs/16_data.parquet.ipynb #6d74653a
 def photo_name(
@@ -148,37 +150,47 @@ class Gathered:
         if (before := self.seen.setdefault(what, where)) != where:
             raise ValueError(f'{what[0]}: {what[1]} stands in {before} too, and it names one thing')
 
-    def image(self, name, row, photo, where) -> dict:
-        "The record of a photo, new or known"
-        content = sha256(photo).digest() if isinstance(photo, bytes) else photo
-        sizes = [seg for *_, seg, _ in row_objects(row) if isinstance(seg, dict)]
-        if isinstance(row, PhotoRow):
-            self.once(('image_id', row.image_id), where)
-            self.once(('file_name', name), where)
-        elif name in self.images:
-            record, known = self.images[name]
-            if content != known: raise ValueError(f'file_name: {name} stands for two different photos')
-            return record
-        height, width = photo_size(photo, sizes)
-        image_id = row.image_id if isinstance(row, PhotoRow) else len(self.images) + 1
-        record = dict(id=image_id, file_name=name, height=height, width=width)
-        self.images[name] = record, content
+@patch
+def image(self:Gathered,
+    where:str,  # what the row is called in messages
+    row:PhotoRow|ObjectRow,
+    name:str,   # of its photo
+    photo:bytes|Path,
+) -> dict:      # as in COCO's format
+    "The record of a photo, new or known"
+    content = sha256(photo).digest() if isinstance(photo, bytes) else photo
+    if isinstance(row, PhotoRow):
+        self.once(('image_id', row.image_id), where)
+        self.once(('file_name', name), where)
+    elif name in self.images:
+        record, known = self.images[name]
+        if content != known: raise ValueError(f'file_name: {name} stands for two different photos')
         return record
+    height, width = photo_size(photo, [s.mask for s in getattr(row, 'samples', [])])
+    record = dict(id=getattr(row, 'image_id', len(self.images) + 1), file_name=name, height=height, width=width)
+    self.images[name] = record, content
+    return record
 
-    def add(self, where, row, name, photo):
-        "Check a row and keep all of it but the photo"
-        image = self.image(name, row, photo, where)
-        for field, ann_id, kind, segmentation, sentences in row_objects(row):
-            try:
-                if ann_id is None: ann_id = len(self.annotations) + 1
-                else: self.once(('id', ann_id), f'{where}, {field}id')
-                rle = check_object(segmentation, sentences, (image['height'], image['width']))
-            except ValueError as error: raise ValueError(f'{field}{error}') from error
-            category = self.kinds.setdefault(kind, len(self.kinds) + 1)
-            self.annotations.append(dict(
-                id=ann_id, image_id=image['id'], category_id=category, segmentation=segmentation, iscrowd=0,
-                bbox=rle_box(rle), area=rle_area(rle)))
-            self.phrases[ann_id] = sentences
+# %% ../../nbs/16_data.parquet.ipynb #beef3d9a
+@patch
+def add(self:Gathered,
+    where:str,  # what the row is called in messages
+    row:PhotoRow|ObjectRow,
+    name:str,   # of its photo
+    photo:bytes|Path,
+):
+    "Check a row and keep all of it but the photo"
+    image = self.image(where, row, name, photo)
+    for field, ann_id, kind, segmentation, sentences in row_objects(row):
+        try:
+            if ann_id is None: ann_id = len(self.annotations) + 1
+            else: self.once(('id', ann_id), f'{where}, {field}id')
+            rle = check_object(segmentation, sentences, (image['height'], image['width']))
+        except ValueError as error: raise ValueError(f'{field}{error}') from error
+        self.annotations.append(dict(
+            id=ann_id, image_id=image['id'], category_id=self.kinds.setdefault(kind, len(self.kinds) + 1),
+            segmentation=segmentation, iscrowd=0, bbox=rle_box(rle), area=rle_area(rle)))
+        self.phrases[ann_id] = sentences
 
 # %% ../../nbs/16_data.parquet.ipynb #ae28f1b5
 def row_photo(
@@ -244,7 +256,8 @@ def parquet_files(
     "The parquet files of a split, in order"
     path = Path(source)
     if not path.exists():
-        if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(source)): raise FileNotFoundError(f'there is no file or folder {source}')
+        if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(source)):
+            raise FileNotFoundError(f'there is no file or folder {source}')
         path = from_hub(str(source), split)
     files = sorted(path.rglob('*.parquet')) if path.is_dir() else [path]
     if not files: raise FileNotFoundError(f'there is no parquet file of {split} in {source}')
@@ -264,17 +277,18 @@ def write_parquet(
     "Make REFER's files of a parquet table, and read them; a ValueError names file, row and field of what is wrong"
     if dataset in PARTITIONS and dataset not in HUB:
         raise ValueError(f'{dataset!r} is the name of another data set: choose one of your own')
-    if source is None and dataset not in HUB: raise ValueError(f'source: say where the parquet files of {dataset!r} are')
-    if (Path(root)/dataset).exists(): raise FileExistsError(f'{Path(root)/dataset} is there: remove it or choose another name')
+    if source is None and dataset not in HUB: raise ValueError(f'source: where are the parquet files of {dataset!r}?')
+    if (there := Path(root)/dataset).exists():
+        raise FileExistsError(f'{there} is there: choose another name or remove it')
     files, images = parquet_files(source or HUB[dataset], split), None if images is None else Path(images)
     found = Gathered()
     for where, row, name, photo in read_photos(files, images):
         try: found.add(where, row, name, photo)
         except ValueError as error: raise ValueError(f'{where}, {error}') from error
     if not found.annotations: raise ValueError(f'{files[0]} has no object')
-    records = [record for record, _ in found.images.values()]
+    records, split_by = [record for record, _ in found.images.values()], next(iter(PARTITIONS.get(dataset, ['own'])))
+    kinds = [dict(id=i, name=name) for name, i in found.kinds.items()]
     with warnings.catch_warnings():
         warnings.filterwarnings('ignore', 'the splits are') # no training reads it
-        return write_refer(root, dataset, next(iter(PARTITIONS.get(dataset, ['own']))), records, first_photos(files, images),
-                           found.annotations, found.phrases, {record['id']: split for record in records},
-                           [dict(id=i, name=name) for name, i in found.kinds.items()])
+        return write_refer(root, dataset, split_by, records, first_photos(files, images), found.annotations,
+                           found.phrases, {record['id']: split for record in records}, kinds)
