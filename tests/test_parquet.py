@@ -1,5 +1,5 @@
 "Tables of the hub become REFER's files: the command, scores as on the set they were made of, and what is left on disk"
-import io, sys
+import io, subprocess, sys
 from contextlib import redirect_stdout
 from pathlib import Path
 import numpy as np, pytest
@@ -139,3 +139,32 @@ def test_a_photo_that_lies_on_its_side(tmp_path):
         refer = parquet.write_parquet(tmp_path/'data', name, write([row], tmp_path/name/'val-0.parquet'))
         assert (refer.mask(refer.refs()[0]) == mask).all()
         assert cli.check_data(tmp_path/'data', name) == []
+
+GROWTH = '''
+import io, resource, sys
+from pathlib import Path
+import numpy as np, pyarrow
+from PIL import Image
+from pyarrow import parquet as tables
+from sadlr.data.parquet import write_parquet
+from sadlr.masks import to_rle
+
+folder, rng = Path(sys.argv[1]), np.random.default_rng(0)
+mask, writer = to_rle(np.ones((480, 640))), None
+for i in range(120):
+    Image.fromarray(rng.integers(0, 256, (480, 640, 3), dtype=np.uint8)).save(file := io.BytesIO(), 'PNG', compress_level=0)
+    rows = [dict(image=dict(bytes=file.getvalue(), path=''), image_id=i, file_name=f'{i}.png',
+                 samples=[dict(id=i, category='noise', sentences=['all of it'], mask=mask)])]
+    table = pyarrow.Table.from_pylist(rows)
+    writer = writer or tables.ParquetWriter(folder/'val-0.parquet', table.schema)
+    writer.write_table(table)
+writer.close()
+def peak(): return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024
+before = peak()
+write_parquet(folder/'data', 'large', folder/'val-0.parquet')
+print((folder/'val-0.parquet').stat().st_size/2**20, peak() - before)
+'''
+
+def test_memory_does_not_grow_with_the_table(tmp_path):
+    size, growth = map(float, subprocess.check_output([sys.executable, '-c', GROWTH, tmp_path], text=True).split())
+    assert size > 100 and growth < 40, (size, growth)

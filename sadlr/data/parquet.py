@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from hashlib import sha256
 from importlib import import_module
 from io import BytesIO
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -69,7 +70,7 @@ def opened(
     try: parquet = import_module('pyarrow.parquet')
     except ModuleNotFoundError as error:
         raise ValueError('reading parquet takes pyarrow: pip install "sadlr[parquet]"') from error
-    file = parquet.ParquetFile(path)
+    file = parquet.ParquetFile(path, pre_buffer=False) # which would keep what it has read
     size = sum(file.metadata.row_group(i).total_byte_size for i in range(file.num_row_groups))
     if size > 100*path.stat().st_size + 2**20:
         raise ValueError(f'it claims to hold {size} bytes, as no honest file does')
@@ -85,7 +86,8 @@ def read_rows(
         file = opened(path)
         kind, there = row_kind(file.schema_arrow.names), file.schema_arrow.names
         columns = [f.name for f in msgspec.structs.fields(kind) if f.name in there and (photos or f.name != 'image')]
-        rows = (row for batch in file.iter_batches(16, columns=columns, use_threads=False) for row in batch.to_pylist())
+        batches = (file.iter_batches(16, [i], columns, use_threads=False) for i in range(file.num_row_groups))
+        rows = (row for batch in chain.from_iterable(batches) for row in batch.to_pylist())
         for row, record in enumerate(rows): yield f'{path}, row {row}', msgspec.convert(record, kind)
     except Exception as error: # pyarrow's are of many kinds
         told = ' '.join(str(error).split())[:300] or type(error).__name__
