@@ -23,6 +23,7 @@ from fastai.torch_core import default_device
 
 from .data.block import refer_samples
 from .data.download import check_data, get_data
+from .data.parquet import HUB, write_parquet
 from .data.refer import PARTITIONS, Refer, in_words
 from .data.shapes import make_shapes
 from .evaluation import evaluate, shuffle_phrases
@@ -168,10 +169,17 @@ def sadlr_export(
 def sadlr_data(
     action:str,       # 'check': what is not there is told, only what is wrong fails; 'get' what is missing
     root:Path,        # folder of the data sets
-    dataset:str=None, # only this one, such as 'refcoco'; or, to check, any folder of ROOT
+    dataset:str=None, # only this one, such as 'refcoco' or 'refcoco-m'; or, to check, any folder of ROOT
+    parquet:str=None, # get: a parquet file, a folder of them, or a name on the hub, of which DATASET is made
+    split:str=None,   # of the parquet files; none: val
 ):
     "Check the data sets and their images below ROOT, or download RefCOCO, RefCOCO+, G-Ref and COCO's train2014"
     if action not in ('check', 'get'): raise ValueError(f"say 'check' or 'get', not {action!r}")
+    if parquet and (action == 'check' or not dataset):
+        raise ValueError(f'parquet={parquet}: it is for get, and takes a dataset, the name of what is made of it')
+    if split and not parquet: raise ValueError(f'split={split}: leave it out, only parquet files have one')
+    if parquet or action == 'get' and dataset in HUB:
+        return print(write_parquet(root, dataset, parquet, split or 'val'))
     if action == 'get': return get_data(root, dataset)
     if wrong := check_data(root, dataset):
         print(*wrong, sep='\n')

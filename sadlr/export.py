@@ -20,6 +20,7 @@ from PIL import Image
 
 from .phrases import MAX_WORDS, NOT_FINITE, PhraseTokenizer, as_answer, check_words, token_rows, unknown_ids
 from .pictures import open_image
+from .tiles import in_tiles
 
 # %% ../nbs/34_export.ipynb #a10e874a
 class About(NamedTuple):
@@ -162,13 +163,17 @@ class OnnxSegmenter:
     def segment(self,
         image,                # a photo, as `open_image` takes it
         phrase:str|list[str], # what to find in it; a ValueError where no word is known
+        tile:int|None=None,   # ask the photo in overlapping tiles of this side, in its own pixels; `None`: as a whole
     ):                        # a `Segmentation` for a phrase, a list for a list
         "Find the object that the phrase names, at the image's own size"
         image = open_image(image)
         token_ids, _ = token_rows(phrase, self.tokenizer)
         check_words(phrase, self.tokenizer)
-        scores = self.run(square_input(image, self.about).repeat(len(token_ids), 0), token_ids)
-        answers = [*map(as_answer, enlarge(scores[:, :, 1] - scores[:, :, 0], image.size[::-1]))]
+        def ask(photo):
+            "Log-odds (B, n, H, W) of all phrases for a photo or a tile of it"
+            scores = self.run(square_input(photo, self.about).repeat(len(token_ids), 0), token_ids)
+            return enlarge(scores[:, :, 1] - scores[:, :, 0], photo.size[::-1])
+        answers = [*map(as_answer, in_tiles(image, tile, ask))]
         return answers[0] if isinstance(phrase, str) else answers
 
 # %% ../nbs/34_export.ipynb #6726b667

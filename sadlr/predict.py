@@ -44,6 +44,7 @@ def sadlr_predict(
     phrase:str,                    # what to find in it
     model:str='runs/shapes/model', # folder, hub name, LAVT's weights (.pth), 'shapes', which ships, or a file (.onnx)
     out:Path='overlay.png',        # picture to write: the photo with the mask over it; NAME.gif shows every iteration
+    tile:int=None,                 # side of overlapping tiles in pixels of the photo, for small objects; none: no tiles
 ):
     "Find what a phrase names in a photo and write the photo with the mask over it"
     out = Path(out)
@@ -51,7 +52,7 @@ def sadlr_predict(
     photo = open_image(image)
     if kind not in Image.SAVE: raise ValueError(f'out={out}: no picture is written in files of that name, take OUT.png')
     if out.exists() and out.samefile(image): raise ValueError(f'out={out} is the photo itself: choose another name')
-    answer = load_segmenter(model).segment(photo, phrase)
+    answer = load_segmenter(model).segment(photo, phrase, tile)
     picture = io.BytesIO()
     if kind == 'GIF': save_gif(photo, answer.iterations, picture, phrase)
     else: Image.fromarray(paint_mask(np.asarray(photo)/255, answer.mask)).save(picture, kind)

@@ -8,7 +8,7 @@ from forked import forked
 from PIL import Image
 from sadlr import cli
 from sadlr.data import download
-from sadlr.data.download import BLOCK, DOWNLOADS, GREFCOCO, Download, fetch, get_data, unpack
+from sadlr.data.download import BLOCK, DOWNLOADS, GREFCOCO, RRSISD, Download, fetch, get_data, unpack
 from sadlr.data.refer import PARTITIONS
 from sadlr.data.shapes import make_shapes
 
@@ -260,7 +260,7 @@ def test_get_then_check(small, shell, tmp_path):
     assert said is None and out.count('files unpacked') == 4
     said, out = shell('sadlr_data', 'check', root)
     assert said is None and out.count('whole') == 5 and 'images: 20 of 20' in out
-    assert out.count('missing') == 1 and 'grefcoco (unc): not there' in out and GREFCOCO in out
+    assert out.count('missing') == 3 and 'grefcoco (unc): not there' in out and GREFCOCO in out and RRSISD in out
     before = {p: p.stat().st_mtime_ns for p in root.rglob('*')}
     for path in root.glob('*.zip'): path.unlink()
     assert shell('sadlr_data', 'get', root)[1].count('there already') == 4
@@ -270,7 +270,7 @@ def test_get_one_data_set(small, shell, tmp_path):
     assert shell('sadlr_data', 'get', tmp_path/'root', '--dataset', 'refcoco+')[0] is None
     assert sorted(p.name for p in (tmp_path/'root').iterdir()) == ['images', 'refcoco+', 'refcoco+.zip', 'train2014.zip']
     said, out = shell('sadlr_data', 'check', tmp_path/'root')
-    assert said is None and out.count('not there') == 5 and 'missing' in out
+    assert said is None and out.count('not there') == 7 and 'missing' in out
 
 def test_all_mirrors_fail(small, shell, tmp_path, serve):
     small['refcocog'] = replace(small['refcocog'], urls=(serve(refuse=99, status=404)[0],))
@@ -357,7 +357,7 @@ def test_check_finds(small, shell, tmp_path, damage, told):
 
 def test_check_of_nothing(shell, tmp_path):
     said, out = shell('sadlr_data', 'check', tmp_path)
-    assert said.startswith('sadlr_data: ') and out.count('not there') == 6
+    assert said.startswith('sadlr_data: ') and out.count('not there') == 8
     assert all(url in out for d in DOWNLOADS.values() for url in d.urls)
 
 def test_check_of_a_named_data_set_that_is_not_there(shell, tmp_path):

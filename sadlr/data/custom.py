@@ -24,7 +24,7 @@ import numpy as np
 import pandas as pd
 from PIL import Image
 from .refer import ID, PARTITIONS, REFS_FILES, Refer, check_ids, quoted, read_instances
-from ..files import decode_json, decode_text, read_json, sha256
+from ..files import decode_json, decode_text, read_json, sha256, writing
 from ..masks import CocoMask, rle_area, rle_box, to_rle, union_rle
 from ..phrases import phrase_fault
 from ..pictures import open_image
@@ -125,8 +125,11 @@ def check_splits(
 
 # %% ../../nbs/15_data.custom.ipynb #91adce9a
 def _place(source, target):
-    "A file under another name, or an image that has to be written"
+    "A file under another name, the bytes of one, or an image that has to be written"
     if isinstance(source, Image.Image): return source.save(target, quality=95)
+    if isinstance(source, bytes):
+        with writing(target, len(source)): target.write_bytes(source)
+        return
     try: os.link(Path(source).resolve(), target)
     except FileExistsError: raise # a copy would be written into what lies there, perhaps someone's photo
     except OSError: shutil.copyfile(source, target) # another disk, or one that knows no links
@@ -165,7 +168,7 @@ def write_refer(
     dataset:str,                   # gets the folder `root/dataset`, which must not exist
     split_by:str,                  # name of the partition
     images:list[dict],             # COCO's records; `file_name` is the name that the photo gets
-    photos:Iterable,               # the file of each, or a PIL image that has to be written
+    photos:Iterable,               # the file of each, its bytes, or a PIL image that has to be written
     annotations:list[dict],        # COCO's records: id, image_id, category_id, segmentation, ...
     phrases:dict[int|tuple, list[str]], # by annotation, or several; one without phrases is kept and not referred to
     splits:dict[int, str],         # by image

@@ -72,9 +72,10 @@ def is_there(
     return any(sum(1 for _ in (root/p).glob('*.jpg')) >= N_IMAGES for p in IMAGE_PLACES)
 
 GREFCOCO = 'https://github.com/henghuiding/gRefCOCO' # names the copies on Google Drive and OneDrive
+RRSISD = 'https://github.com/Lsan2401/RMSIN'
 
 def by_hand(
-    name:str,  # of `DOWNLOADS`, or 'grefcoco'
+    name:str,  # of `DOWNLOADS`, or a data set that comes in another way
     root:Path,
 ) -> list[str]:
     "What to do where there is no download or where it fails"
@@ -82,6 +83,11 @@ def by_hand(
         return [f'{name}, from {GREFCOCO}, which names a copy on Google Drive and one on OneDrive:',
                 f'  save its grefs(unc).json in {root/name}; instances.json and the photos are those of refcoco:',
                 f'  ln -s ../refcoco/instances.json {root/name}/instances.json']
+    if name == 'rrsisd':
+        return [f'{name} (RRSIS-D), from {RRSISD}, which tells where its files are:',
+                f'  save its refs(unc).p and instances.json in {root/name}, '
+                f"its photos in {root/'images'/name/'JPEGImages'}"]
+    if name == 'refcoco-m': return [f'{name}: `sadlr_data get {root} --dataset {name}` fetches it from the hub']
     d = DOWNLOADS[name]
     lines = [f'{name}.zip, {d.size:,} bytes, SHA-256 {d.sha256}:', *(f'  {url}' for url in d.urls),
              f'  save it as {root/name}.zip; `sadlr_data get {root}` unpacks it to {root/d.into/name}']
@@ -96,7 +102,8 @@ def get_data(
 ):
     "Download and unpack the annotations and COCO's train2014 below `root`, as far as they are missing"
     root, names, failed = Path(root), [d for d in DOWNLOADS if d != 'train2014'], []
-    if dataset == 'grefcoco': raise ValueError(f'no program can fetch {" ".join(by_hand(dataset, root))}')
+    if dataset in ('grefcoco', 'rrsisd'):
+        raise ValueError(f'no program can fetch {" ".join(by_hand(dataset, root))}')
     if dataset and dataset not in names:
         raise ValueError(f'there is no data set {dataset!r} to get; there are {", ".join(names)}')
     if root.exists() and not root.is_dir(): raise NotADirectoryError(f'{root} is no folder')
@@ -164,7 +171,8 @@ def check_data(
         problems, of_images = _report(root, name, split_by)
         wrong, sizes = wrong + problems, sizes | of_images
     wrong += misplaced(root, dataset)
-    if published and not any((root/p).is_dir() for p in IMAGE_PLACES): missing['train2014'] = True
+    of_coco = {name for name, _ in published} - {'refcoco-m', 'rrsisd'} # these two have photos of their own
+    if of_coco and not any((root/p).is_dir() for p in IMAGE_PLACES): missing['train2014'] = True
     if sizes:
         problems = check_images(sizes)
         print(f'images: {len(sizes) - len(problems)} of {len(sizes)} decoded, of the right size')

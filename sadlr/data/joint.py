@@ -18,7 +18,7 @@ from .refer import PARTITIONS, Ref, Refer, count_refs, in_words, partitions_in, 
 from ..files import Packed, packed, sha256
 
 # %% ../../nbs/13_data.joint.ipynb #74f4705e
-COCO_IDS = tuple(name for name in PARTITIONS if name != 'shapes') # the published sets: their image ids are COCO's
+COCO_IDS = tuple(name for name in PARTITIONS if name not in ('shapes', 'rrsisd')) # their image ids are COCO's
 COCO_FILE = re.compile(r'^(.*/)?(\d{6,}_)?(COCO_(train|val)2014_)?(?=\d{12}\.jpg$)') # what stands before the digits
 
 def coco_names(

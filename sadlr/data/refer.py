@@ -47,7 +47,8 @@ class Ref(msgspec.Struct, frozen=True, gc=False):
         return self.ann_id if isinstance(self.ann_id, tuple) else (self.ann_id,)
 
 # %% ../../nbs/10_data.refer.ipynb #00005fc0
-IMAGE_PLACES = 'images/mscoco/images/train2014', 'images/train2014', 'train2014' # in the root, after <dataset>/images
+IMAGE_PLACES = 'images/mscoco/images/train2014', 'images/train2014', 'train2014' # in the root, after two places for
+                                                                                # the photos of one data set alone
 
 # %% ../../nbs/10_data.refer.ipynb #4173ea84
 class Refer:
@@ -65,7 +66,8 @@ class Refer:
         known, present = PARTITIONS.get(dataset, {}).get(split_by, {}), dict.fromkeys(r.split for r in self._refs)
         self.splits = [s for s in known if s in present] + [s for s in present if s not in known]
         self._split = np.array([self.splits.index(r.split) for r in self._refs], int)
-        self._places = [Path(images)] if images else [self.root/p for p in (f'{dataset}/images', *IMAGE_PLACES)]
+        own = f'{dataset}/images', f'images/{dataset}/JPEGImages'
+        self._places = [Path(images)] if images else [self.root/p for p in (*own, *IMAGE_PLACES)]
         self.images = next((p for p in self._places if p.is_dir()), None)
         if images and not self.images: raise FileNotFoundError(f'there is no folder of images {images}')
 
@@ -139,7 +141,7 @@ def _keep(self:Refer, instances):
 # %% ../../nbs/10_data.refer.ipynb #e4001279
 def _counts(images=None, refs=None, sentences=None): return dict(images=images, refs=refs, sentences=sentences)
 
-# A published data set is an entry here, and one in `sadlr.data.download.DOWNLOADS`
+# A published data set is an entry here, and one in `sadlr.data.download.DOWNLOADS` or `by_hand`
 PARTITIONS = {
     'refcoco': {
         'unc': dict(train=_counts(16994, 42404, 120624), val=_counts(1500, 3811, 10834),
@@ -152,7 +154,9 @@ PARTITIONS = {
         'umd': dict(train=_counts(21899, 42226, 80512), val=_counts(1300, 2573, 4896), test=_counts(2600, 5023, 9602)),
         'google': dict(train=_counts(24698, 44822, 85474), val=_counts(4650, 5000, 9536))},
     'grefcoco': {'unc': dict(train=_counts(), val=_counts(), testA=_counts(), testB=_counts())},
-    'shapes': {level: dict(train=_counts(), val=_counts(), test=_counts()) 
+    'refcoco-m': {'moondream': dict(val=_counts(1190, 2080, 5598))},
+    'rrsisd': {'unc': dict(train=_counts(), val=_counts(), test=_counts())},
+    'shapes': {level: dict(train=_counts(), val=_counts(), test=_counts())
                for level in ('attributes', 'relations', 'any')}}
 
 # %% ../../nbs/10_data.refer.ipynb #da83811c
@@ -322,7 +326,8 @@ def find_refs(
     if names.get(dataset) and split_by not in names[dataset]:
         raise ValueError(f'{dataset} has no partition {split_by!r}; there are {quoted(names[dataset])}')
     get = f'; `sadlr_data get {root}` fetches it' if dataset in PARTITIONS and dataset != 'shapes' else ''
-    if dataset == 'grefcoco': get = f'; `sadlr_data check {root}` tells where it is to be had'
+    if dataset == 'refcoco-m': get = f'; `sadlr_data get {root} --dataset {dataset}` fetches it'
+    if dataset in ('grefcoco', 'rrsisd'): get = f'; `sadlr_data check {root}` tells where it is to be had'
     raise FileNotFoundError(f'{path} is missing{get}{instead}')
 
 # %% ../../nbs/10_data.refer.ipynb #fda6aebc

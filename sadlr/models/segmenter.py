@@ -20,6 +20,7 @@ from .sadlr import object_logits
 from ..phrases import NOT_FINITE, Segmentation, as_answer, check_words
 from ..pictures import open_image
 from ..preprocess import IMAGENET, Preprocessing, image_tensor, load_tokenizer, tokenize
+from ..tiles import in_tiles
 
 # %% ../../nbs/28_models.segmenter.ipynb #39f5c88e
 @contextmanager
@@ -128,16 +129,20 @@ def forward(self:ReferSegmenter,
 def segment(self:ReferSegmenter,
     image,                # a photo, as `open_image` takes it
     phrase:str|list[str], # what to find in it; a ValueError where no word is known
+    tile:int|None=None,   # ask the photo in overlapping tiles of this side, in its own pixels; `None`: as a whole
 ) -> Segmentation|list[Segmentation]: # one for a phrase, a list for a list
     "Find the object that the phrase names, at the image's own size"
     if self.tokenizer is None: raise ValueError('this model has no tokenizer: pass tokenizer= to create_model')
     image, device = open_image(image), next(self.parameters()).device
     token_ids, _ = tokenize(phrase, self.tokenizer)
     check_words(phrase, self.tokenizer)
-    square = image_tensor(image, self.config['img_size'], self.preprocessing)
-    pixels = square.expand(len(token_ids), -1, -1, -1)
-    with evaluating(self): scores = self(pixels.to(device), token_ids.to(device))
-    check_scores(scores)
-    logits = object_logits(scores, image.size[::-1]).float().cpu().numpy()
+    def ask(photo):
+        "Log-odds (B, n, H, W) of all phrases for a photo or a tile of it"
+        square = image_tensor(photo, self.config['img_size'], self.preprocessing)
+        pixels = square.expand(len(token_ids), -1, -1, -1)
+        scores = self(pixels.to(device), token_ids.to(device))
+        check_scores(scores)
+        return object_logits(scores, photo.size[::-1]).float().cpu().numpy()
+    with evaluating(self): logits = in_tiles(image, tile, ask)
     answers = [*map(as_answer, logits)]
     return answers[0] if isinstance(phrase, str) else answers
