@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from .sadlr import object_logits
+from .sadlr import Existence, object_logits
 from ..phrases import NOT_FINITE, Segmentation, as_answer, check_words
 from ..pictures import open_image
 from ..preprocess import IMAGENET, Preprocessing, image_tensor, load_tokenizer, tokenize
@@ -38,6 +38,12 @@ def check_scores(
 ):
     "Raises a ValueError where a score is no finite number: what is not a number is never positive, and no mask is seen"
     if not scores.isfinite().all(): raise ValueError(NOT_FINITE)
+
+def existence_module(
+    model:nn.Module,  # a `ReferSegmenter`, with or without wrappers around it and its parts
+) -> Existence|None:  # none, if its head does not say whether anything is there
+    "The module that says whether what is meant is there"
+    return next((part for part in model.modules() if isinstance(part, Existence)), None)
 
 def as_preprocessing(
     given:Preprocessing|Mapping, # the latter as in config.json
