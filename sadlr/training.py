@@ -37,15 +37,16 @@ from matplotlib.figure import Figure
 # %% ../nbs/46_training.ipynb #b2f9255c
 from .callbacks import AuxiliaryLoss, ExistenceLoss, precision_trouble, recomputed_blocks, supervised_maps
 from .checkpoint import Checkpoint, read_scores
-from .data.block import refer_dataloaders, refer_samples
+from .data.block import Sample, refer_dataloaders, refer_samples
 from .data.joint import Joint
 from .data.refer import PARTITIONS, Refer
 from .data.shapes import make_shapes
 from .distributed import distributed, launched
-from .evaluation import evaluate
+from .evaluation import evaluate, predict_existence
 from .files import file_lock, read_json, write_file, writing
 from .learner import OPTIMIZERS, PRECISIONS, param_groups, refer_learner
 from .losses import LOSSES
+from .metrics import best_threshold
 from .models.build import ENCODERS, HEADS, LANGUAGES, ReferSegmenter, create_model, load_strictly
 from .models.lavt_ris import load_lavt_ris
 from .models.sadlr import Existence
@@ -551,6 +552,23 @@ def next_commands(
     return '\n'.join(['next:', *('  ' + shlex.join(map(str, words)) for words in lines)])
 
 # %% ../nbs/46_training.ipynb #63025912
+def set_threshold(
+    t:Training,
+    model:ReferSegmenter,  # that was kept, with `existence`
+    samples:list[Sample],  # of val
+    bs:int,
+) -> bool:                 # some of the samples mean nothing
+    "Choose the probability below which nothing is there, and write it into the model's config.json"
+    exists, there = predict_existence(model, samples, bs, t.workers)
+    if there.all() or not there.any():
+        print(f'threshold {model.threshold}, not chosen: val takes phrases for something and for nothing')
+        return not there.any()
+    model.config['threshold'] = best_threshold(exists[:, -1], there)
+    file = t.out/'model'/'config.json'
+    write_file(file, json.dumps(read_json(file) | dict(threshold=model.config['threshold']), indent=2).encode())
+    print(f"threshold {model.config['threshold']:.3g}, of the highest mean of N-acc and T-acc on val")
+    return True
+
 def finish_run(
     t:Training,
     refer:Refer,
@@ -559,10 +577,12 @@ def finish_run(
 ):
     "Write the figure and print the scores of the model that was kept, then remove the state"
     model = ReferSegmenter.from_pretrained(t.out/'model').to(dls.device)
+    samples = refer_samples(refer, 'val', t.sentence)
+    some_absent = t.existence and set_threshold(t, model, samples, dls.valid.bs)
     figure = iteration_figure(model, refer, 'val', sentence=t.sentence)
     with writing(t.out/'iterations.png'): figure.savefig(t.out/'iterations.png', dpi=120)
-    samples = refer_samples(refer, 'val', t.sentence)
-    print(score_table(evaluate(model, samples, dls.valid.bs, t.workers)))
+    for protocol in ('lavt', 'gres') if some_absent else ('lavt',):
+        print(score_table(evaluate(model, samples, dls.valid.bs, t.workers, protocol=protocol)))
     (t.out/'state.pt').unlink()
     print(run_summary(t, [row['seconds'] for row in saving.rows]), next_commands(t, refer), sep='\n')
     print(f'written to {t.out}: model/ settings.json history.csv iterations.png')

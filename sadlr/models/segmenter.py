@@ -102,6 +102,11 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         "Mean, deviation and filter that photos get, from the configuration; older ones have ImageNet's"
         return as_preprocessing(self.config.get('preprocessing', IMAGENET))
 
+    @property
+    def threshold(self) -> float:
+        "Probability that what is meant is there, below which the mask is empty; for heads that say one"
+        return self.config.get('threshold', .5)
+
 # %% ../../nbs/28_models.segmenter.ipynb #76cf29a6
 _ONE_VALUE = ('a normalisation layer got one value per channel: train with at least two images in a forward pass '
              '(bs, accumulate) or with larger ones (img_size)')
@@ -128,6 +133,24 @@ def forward(self:ReferSegmenter,
         if 'Expected more than 1' not in str(error): raise
         raise ValueError(_ONE_VALUE) from error
 
+# %% ../../nbs/28_models.segmenter.ipynb #6b2ccc12
+def scores_and_existence(
+    model:nn.Module,  # a `ReferSegmenter`, with or without wrappers around it and its parts
+    image:Tensor,     # (B, 3, H, W)
+    token_ids:Tensor, # (B, N) int64
+) -> tuple[Tensor, Tensor|None]: # (B, n, 2, h, w) raw score maps; (B, n) float32 probabilities, if the head says any
+    "Score maps, and the probability that what is meant is there; a ValueError where a number is not finite"
+    module, exists = existence_module(model), None
+    if module is None: scores = model(image, token_ids)
+    else:
+        before, module.said = module.said, (said := [])
+        try: scores = model(image, token_ids)
+        finally: module.said = before
+        exists = torch.stack(said, 1).float().sigmoid()
+    check_scores(scores)
+    if exists is not None: check_scores(exists)
+    return scores, exists
+
 # %% ../../nbs/28_models.segmenter.ipynb #6444f53b
 @patch
 @torch.no_grad()
@@ -142,8 +165,8 @@ def segment(self:ReferSegmenter,
     check_words(phrase, self.tokenizer)
     square = image_tensor(image, self.config['img_size'], self.preprocessing)
     pixels = square.expand(len(token_ids), -1, -1, -1)
-    with evaluating(self): scores = self(pixels.to(device), token_ids.to(device))
-    check_scores(scores)
+    with evaluating(self): scores, exists = scores_and_existence(self, pixels.to(device), token_ids.to(device))
     logits = object_logits(scores, image.size[::-1]).float().cpu().numpy()
-    answers = [*map(as_answer, logits)]
+    if exists is None: answers = [*map(as_answer, logits)]
+    else: answers = [as_answer(*one, self.threshold) for one in zip(logits, exists.cpu().numpy())]
     return answers[0] if isinstance(phrase, str) else answers
