@@ -99,7 +99,7 @@ def predict_existence(
     num_workers:int=0,
 ) -> tuple[np.ndarray, np.ndarray]: # (m, n) float32 probabilities of every iteration, (m) bool: something is meant
     "The probability that what each phrase means is there, and whether it is"
-    if existence_module(model) is None: raise ValueError('the head of this model does not say whether anything is there')
+    if existence_module(model) is None: raise ValueError('the head of this model cannot say that nothing is there')
     with evaluating(model):
         batches = [scores_and_existence(model, *(part.as_subclass(Tensor) for part in batch[:2]))[1].cpu()
                    for batch in evaluation_loader(samples, model, bs, num_workers)]
