@@ -198,6 +198,14 @@ class Segmentation(NamedTuple):
     exists:np.ndarray|None=None # (n,) float32, probability that what is meant is there; `None`: the model does not say
     threshold:float|None=None   # where the probability is below it, nothing is there and the mask is empty
 
+    def until(self,
+        iteration:int, # counted from 1
+    ) -> 'Segmentation':
+        "The answer as it was at an iteration"
+        exists = None if self.exists is None else self.exists[:iteration]
+        masks = self.iterations[:iteration]
+        return Segmentation(masks[-1], masks, self.scores[:iteration], exists, self.threshold)
+
 # %% ../nbs/03_phrases.ipynb #6ea560ae
 def as_answer(
     scores:np.ndarray,            # (n, H, W) float32, log-odds of the object
@@ -211,11 +219,10 @@ def as_answer(
 
 def note_absent(
     answer:Segmentation,
-    iteration:int=-1,  # its index, from 0; -1: the last one
-) -> str:              # '' where something is there, or the model does not say
+) -> str:  # '' where something is there, or the model does not say
     "The answer in words where nothing is there"
-    if answer.exists is None or answer.exists[iteration] >= answer.threshold: return ''
-    percent = 100*answer.exists[iteration].item()
+    if answer.exists is None or answer.exists[-1] >= answer.threshold: return ''
+    percent = 100*answer.exists[-1].item()
     return f'not there (probability that it is: {"below 1" if percent < 1 else round(percent)} %)'
 
 NOT_FINITE = ('the scores of the model are not all finite: train it again, choose another, or let it compute in more '

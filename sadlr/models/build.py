@@ -109,7 +109,8 @@ def check_threshold(
 ) -> float:          # the threshold
     "Raises a ValueError for what is no probability, or has no effect"
     if existence_module(head) is None:
-        raise ValueError(f'threshold={threshold!r}: leave it out, {type(head).__name__} cannot say that nothing is there')
+        told = f'{type(head).__name__} cannot say that nothing is there'
+        raise ValueError(f'threshold={threshold!r}: leave it out, {told}')
     if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
         raise ValueError(f'threshold={threshold!r}: it takes a probability, 0 at least and 1 at most')
     return threshold
