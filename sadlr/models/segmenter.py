@@ -6,7 +6,7 @@
 __all__ = ['ReferSegmenter']
 
 # %% ../../nbs/28_models.segmenter.ipynb #8bb01460
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -134,21 +134,28 @@ def forward(self:ReferSegmenter,
         raise ValueError(_ONE_VALUE) from error
 
 # %% ../../nbs/28_models.segmenter.ipynb #6b2ccc12
+@contextmanager
+def listening(
+    model:nn.Module,
+) -> Iterator[list]: # (B,) log-odds of each iteration, after a pass; none of a head that says nothing of it
+    "What a head says while the block runs: whether what is meant is there"
+    module, said = existence_module(model), []
+    before = module and module.said
+    if module is not None: module.said = said
+    try: yield said
+    finally:
+        if module is not None: module.said = before
+
 def scores_and_existence(
     model:nn.Module,  # a `ReferSegmenter`, with or without wrappers around it and its parts
     image:Tensor,     # (B, 3, H, W)
     token_ids:Tensor, # (B, N) int64
 ) -> tuple[Tensor, Tensor|None]: # (B, n, 2, h, w) raw score maps; (B, n) float32 probabilities, if the head says any
     "Score maps, and the probability that what is meant is there; a ValueError where a number is not finite"
-    module, exists = existence_module(model), None
-    if module is None: scores = model(image, token_ids)
-    else:
-        before, module.said = module.said, (said := [])
-        try: scores = model(image, token_ids)
-        finally: module.said = before
-        exists = torch.stack(said, 1).float().sigmoid()
-    check_scores(scores)
-    if exists is not None: check_scores(exists)
+    with listening(model) as said: scores = model(image, token_ids)
+    exists = torch.stack(said, 1).float().sigmoid() if said else None
+    for numbers in (scores, exists):
+        if numbers is not None: check_scores(numbers)
     return scores, exists
 
 # %% ../../nbs/28_models.segmenter.ipynb #6444f53b
