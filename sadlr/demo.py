@@ -314,8 +314,10 @@ def _repr_mimebundle_(self:Panel, **kwargs):
     live = {} if isinstance(self.comm, DummyComm) else super(Panel, self)._repr_mimebundle_(**kwargs)
     image = np.asarray(self.image)
     truths = self.truths[self.choice.value]
-    strips = [(image, answer.iterations, ': '.join(filter(None, [phrase, note_absent(answer)])), truths.get(phrase))
-              for answer, phrase in zip(self.answered, self.phrases)]
+    def row(answer, phrase):
+        text = ': '.join(filter(None, [phrase, note_absent(answer)]))
+        return image, answer.iterations, text, truths.get(phrase), answer.exists
+    strips = [*map(row, self.answered, self.phrases)]
     buffer = BytesIO()
     show_strips(strips or [(image, [])]).savefig(
         buffer, format='jpeg', dpi=110, bbox_inches='tight', pil_kwargs=dict(quality=70))

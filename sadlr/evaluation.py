@@ -15,6 +15,8 @@ import numpy as np
 import torch
 from fastai.data.core import TfmdDL
 from fastprogress.fastprogress import progress_bar
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -104,6 +106,36 @@ def predict_existence(
         batches = [scores_and_existence(model, *(part.as_subclass(Tensor) for part in batch[:2]))[1].cpu()
                    for batch in evaluation_loader(samples, model, bs, num_workers)]
     return torch.cat(batches).numpy(), np.array([rle_area(s.rle) > 0 for s in samples])
+
+# %% ../nbs/41_evaluation.ipynb #1e3312e1
+def reliability(
+    exists:np.ndarray, # (m) probability that something is there, from 0 to 1
+    there:np.ndarray,  # (m) bool, whether it is
+    bins:int=10,       # of equal width
+) -> np.ndarray:       # (k, 3) of each bin that is not empty: mean probability, share that is there, how many
+    "How often something is there, by the probability that was given"
+    exists = np.asarray(exists, np.float64)
+    place = np.minimum((exists*bins).astype(int), bins - 1)
+    n, given, share = (np.bincount(place, weights, bins) for weights in (None, exists, np.asarray(there, float)))
+    return np.stack([given, share, n.astype(float)], 1)[n > 0]/np.stack([n, n, np.ones(bins)], 1)[n > 0]
+
+def show_reliability(
+    answers:dict,               # name -> exists, there, as `reliability` takes them
+    bins:int=10,
+    threshold:float|None=None,  # of the model
+) -> Figure:
+    "Reliability curves; a bin's mark is as large as it is full"
+    fig, ax = plt.subplots(figsize=(3.4, 3.2), dpi=90, layout='constrained')
+    plt.close(fig)
+    ax.plot([0, 1], [0, 1], color='.7', lw=1)
+    if threshold is not None: ax.axvline(threshold, color='k', ls=':', lw=1, label=f'threshold {threshold:.2f}')
+    for name, (exists, there) in answers.items():
+        given, share, n = reliability(exists, there, bins).T
+        line, = ax.plot(given, share, lw=1, label=name)
+        ax.scatter(given, share, 4 + 80*n/n.sum(), color=line.get_color())
+    ax.set(xlabel='probability that it is there', ylabel='share that is there', xlim=(-.02, 1.02), ylim=(-.02, 1.02))
+    ax.legend(fontsize=8)
+    return fig
 
 # %% ../nbs/41_evaluation.ipynb #8b1d51b0
 def shuffle_phrases(

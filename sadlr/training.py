@@ -522,7 +522,8 @@ def iteration_figure(
     rows = []
     for ref in refs[::max(len(refs)//n, 1)][:n]:
         image, phrase = open_image(refer.image_path(ref)), getattr(ref.sentences[0], sentence)
-        rows.append((np.asarray(image), model.segment(image, phrase).iterations, phrase, refer.mask(ref)))
+        answer = model.segment(image, phrase)
+        rows.append((np.asarray(image), answer.iterations, phrase, refer.mask(ref), answer.exists))
     return show_strips(rows)
 
 # %% ../nbs/46_training.ipynb #e841f956
