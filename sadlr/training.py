@@ -562,7 +562,8 @@ def set_threshold(
     "Choose the probability below which nothing is there, and write it into the model's config.json"
     exists, there = predict_existence(model, samples, bs, t.workers)
     if there.all() or not there.any():
-        print(f'threshold {model.threshold}, not chosen: val takes phrases for something and for nothing')
+        lacking = 'nothing' if there.any() else 'something'
+        print(f'threshold {model.threshold}, not chosen: val has no phrase for {lacking}')
         return not there.any()
     model.config['threshold'] = best_threshold(exists[:, -1], there)
     file = t.out/'model'/'config.json'
