@@ -20,15 +20,15 @@ from PIL import Image
 
 from .export import OnnxSegmenter, export_onnx, needed
 from .files import write_file
-from .phrases import MAX_WORDS, phrase_fault, tell_unknown, token_rows
+from .phrases import MAX_WORDS, Segmentation, note_absent, phrase_fault, tell_unknown, token_rows
 from .pictures import VIEWS, colour_key, open_image, paint_answer, read_upload, shrink
 from .predict import load_segmenter
 
 # %% ../nbs/52_app.ipynb #52app007
 class Answered(NamedTuple):
     "What the page remembers between two clicks"
-    image:Image.Image # (H, W) pixels, RGB
-    scores:np.ndarray # (n, H, W) log-odds
+    image:Image.Image    # (H, W) pixels, RGB
+    answer:Segmentation
 
 def answer(
     segmenter,    # a `ReferSegmenter` or an `OnnxSegmenter`
@@ -41,16 +41,18 @@ def answer(
     _, (n,) = token_rows(phrase, segmenter.tokenizer)
     if n > MAX_WORDS: raise ValueError(f'the phrase has {n} tokens, the model reads {MAX_WORDS}: shorten it')
     image = read_upload(photo.name, photo.read_bytes()) if isinstance(photo, Path) else shrink(photo)
-    return Answered(image, segmenter.segment(image, phrase).scores)
+    return Answered(image, segmenter.segment(image, phrase))
 
 def show(
     answered:Answered|None,
     iteration:int,           # from 1
     view:str,                # one of `VIEWS`
-) -> tuple:                  # (k*H, k*W, 3) uint8, and the key to its colours as HTML
+) -> tuple:                  # (k*H, k*W, 3) uint8, and as HTML the key to its colours, or that nothing is there
     "The picture of one iteration"
     if answered is None: return None, ''
-    return paint_answer(answered.image, answered.scores[:iteration], view), colour_key(view)
+    shown = answered.answer.until(iteration)
+    absent, key = note_absent(shown), colour_key(view)
+    return paint_answer(answered.image, shown, view), f'<b>{absent}</b><br>{key}' if absent else key
 
 # %% ../nbs/52_app.ipynb #52app010
 REPOSITORY = 'https://github.com/sadlr/sadlr'
@@ -94,7 +96,7 @@ def make_app(
         "The mask of the last iteration, and what the model does not know"
         try: answered = answer(segmenter, photo, phrase)
         except (ValueError, OSError) as error: raise gr.Error(one_line(error), print_exception=False) from error
-        n = len(answered.scores)
+        n = len(answered.answer.iterations)
         return answered, note(phrase), gr.Slider(maximum=max(n, 2), value=n, visible=n > 1), *show(answered, n, view)
     def note(phrase):
         text = '' if phrase_fault(phrase) else tell_unknown(phrase, segmenter.tokenizer)

@@ -27,7 +27,7 @@ from scipy.special import expit
 from .data.shapes import MARGIN, SceneObject, draw_scene, make_phrases
 from .models.build import bundled
 from .models.segmenter import ReferSegmenter
-from .phrases import MAX_WORDS, phrase_fault, tell_unknown
+from .phrases import MAX_WORDS, Segmentation, note_absent, phrase_fault, tell_unknown
 from .pictures import VIEWS, colour_key, paint_answer, paint_mask, read_upload, repeat_pixels, shrink
 from .visualize import show_strips
 
@@ -94,23 +94,28 @@ def _address(jpeg):
 
 def caption(
     phrase:str,
-    scores:np.ndarray, # (H, W) log-odds
-    jpeg:bytes,        # the picture, to be saved
-) -> str:              # HTML
+    answer:Segmentation, # `until` the iteration that is shown
+    jpeg:bytes,          # the picture, to be saved
+) -> str:                # HTML
     "The text beside a picture"
-    found = f'{(scores > 0).sum():,} of {scores.size:,} pixels' if (scores > 0).any() else 'nothing found'
+    mask = answer.mask
+    found = [f'{mask.sum():,} of {mask.size:,} pixels' if mask.any() else 'nothing found',
+             f'probability up to {expit(answer.scores[-1].max()):.2f}']
+    if absent := note_absent(answer): found = [absent]
     save = f'<a download="{escape(phrase)[:60]}.jpg" href="{_address(jpeg)}">download the picture</a>'
-    lines = [f'<b>{escape(phrase)}</b>', found, f'probability up to {expit(scores.max()):.2f}', save]
+    lines = [f'<b>{escape(phrase)}</b>', *found, save]
     return f'<div style="line-height: 1.4; overflow-wrap: anywhere">{"<br>".join(lines)}</div>'
 
 def strip(
     image:Image.Image,          # (H, W) pixels, RGB
-    scores:np.ndarray,          # (n, H, W) log-odds
+    answer:Segmentation,
     truth:np.ndarray|None=None, # (H, W) bool
 ) -> str:                       # HTML
     "All iterations side by side; where there is a truth, it stands last, and the IoU with it below each of them"
     def iou(mask): return '' if truth is None else f'<br>IoU {(mask & truth).sum()/max((mask | truth).sum(), 1):.0%}'
-    parts = [(paint_answer(image, one[None]), f'iteration {i}{iou(one > 0)}') for i, one in enumerate(scores, 1)]
+    steps = [answer.until(i + 1) for i in range(len(answer.iterations))]
+    def text(i, step): return '<br>'.join(filter(None, [f'iteration {i}{iou(step.mask)}', note_absent(step)]))
+    parts = [(paint_answer(image, step), text(i, step)) for i, step in enumerate(steps, 1)]
     if truth is not None:
         parts.append((paint_mask(repeat_pixels(np.asarray(image))/255, repeat_pixels(truth), alpha=0), 'truth'))
     figures = (f'<figure style="margin: 0"><img style="width: 100%" src="{_address(_jpeg(pixels, 256))}" '
@@ -144,7 +149,7 @@ class Panel(VBox):
         self.images = {}  # name -> image
         self.truths = {}  # name of an image -> phrases that fit it, each with the mask of its object
         self.n_scenes = 0 # drawn so far
-        self.phrases, self.scores = [], [] # of the answers that are shown
+        self.phrases, self.answered = [], [] # what is shown: phrases, and a `Segmentation` for each
         self._held = False
         self._make_controls(phrase)
         super().__init__([_row(self.choice, self.scene, self.upload), self.phrase, self.chips, self.message, self.note,
@@ -221,15 +226,14 @@ def ask(self:Panel):
     "Answer the phrases, for all iterations at once"
     if self._held: return
     self.message.value = self.note.value = ''
-    self.phrases, self.scores = [], []
+    self.phrases, self.answered = [], []
     with self._hold(): self.chips.value = self.phrase.value if self.phrase.value in self.chips.options else None
     try:
         phrases = split_phrases(self.phrase.value, self.model.tokenizer)
         self.note.value = tell_unknown(phrases, self.model.tokenizer)
         answers = self.model.segment(self.image, phrases)
-        scores = np.stack([answer.scores for answer in answers])
-        self.phrases, self.scores = phrases, scores
-        with self._hold(): self._fit_slider(scores.shape[1])
+        self.phrases, self.answered = phrases, answers
+        with self._hold(): self._fit_slider(len(answers[0].iterations))
     finally: # after an error, the image alone
         self._arrange()
         self.draw()
@@ -240,8 +244,8 @@ def _arrange(self:Panel):
     truths = self.truths[self.choice.value]
     self.answers.children = self.frames[:max(len(self.phrases), 1)]
     self.frames[0].strip.value = self.frames[0].text.value = ''
-    for frame, phrase, scores in zip(self.frames, self.phrases, self.scores):
-        frame.strip.value = strip(self.image, scores, truths.get(phrase))
+    for frame, phrase, answer in zip(self.frames, self.phrases, self.answered):
+        frame.strip.value = strip(self.image, answer, truths.get(phrase))
 
 @patch
 def _fit_slider(self:Panel, n):
@@ -258,14 +262,14 @@ def draw(self:Panel):
     "Paint the answers as the controls ask for it"
     if self._held: return
     self.key.value = colour_key(self.view.value)
-    shown = [scores[:self.iteration.value] for scores in self.scores]
+    shown = [answer.until(self.iteration.value) for answer in self.answered]
     width = SIDE if len(shown) < 2 else 2*SIDE//3
-    for frame, phrase, scores in zip(self.answers.children, self.phrases or [''], shown or [None]):
-        alone = scores is None
+    for frame, phrase, answer in zip(self.answers.children, self.phrases or [''], shown or [None]):
+        alone = answer is None
         frame.picture.value = jpeg = _jpeg(repeat_pixels(np.asarray(self.image)) if alone else paint_answer(
-            self.image, scores, self.view.value, self.opacity.value))
+            self.image, answer, self.view.value, self.opacity.value))
         frame.picture.layout.width = f'{round(width*self.image.width/max(self.image.size))}px'
-        if not alone: frame.text.value = caption(phrase, scores[-1], jpeg)
+        if not alone: frame.text.value = caption(phrase, answer, jpeg)
 
 # %% ../nbs/50_demo.ipynb #4fb097b0
 @patch
@@ -310,7 +314,10 @@ def _repr_mimebundle_(self:Panel, **kwargs):
     live = {} if isinstance(self.comm, DummyComm) else super(Panel, self)._repr_mimebundle_(**kwargs)
     image = np.asarray(self.image)
     truths = self.truths[self.choice.value]
-    strips = [(image, scores > 0, phrase, truths.get(phrase)) for scores, phrase in zip(self.scores, self.phrases)]
+    def row(answer, phrase):
+        text = ': '.join(filter(None, [phrase, note_absent(answer)]))
+        return image, answer.iterations, text, truths.get(phrase), answer.exists
+    strips = [*map(row, self.answered, self.phrases)]
     buffer = BytesIO()
     show_strips(strips or [(image, [])]).savefig(
         buffer, format='jpeg', dpi=110, bbox_inches='tight', pil_kwargs=dict(quality=70))

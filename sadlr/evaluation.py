@@ -11,9 +11,12 @@ import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
 
+import numpy as np
 import torch
 from fastai.data.core import TfmdDL
 from fastprogress.fastprogress import progress_bar
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 from pycocotools import mask as coco_mask
 from torch import Tensor
 
@@ -22,13 +25,19 @@ from .data.block import Sample, refer_block
 from .masks import rle_area
 from .metrics import IoURecord, named_protocol
 from .models.sadlr import object_logits
-from .models.segmenter import ReferSegmenter, check_scores, evaluating
+from .models.segmenter import ReferSegmenter, evaluating, existence_module, scores_and_existence
 from .preprocess import IMAGENET
 
 # %% ../nbs/41_evaluation.ipynb #c7b2bcab
 def all_of(items) -> tuple[list, list]: # indices of the training and of the validation items
     "A splitter that keeps every item on both sides"
     return (list(range(len(items))),)*2
+
+def segmenter_of(
+    model, # a `ReferSegmenter`, with or without wrappers around it
+):
+    "The model itself; a module of another kind is taken as it is"
+    return next((m for m in model.modules() if isinstance(m, ReferSegmenter)), model)
 
 def evaluation_loader(
     samples:Sequence[Sample], # from `refer_samples`, one per sentence
@@ -38,7 +47,7 @@ def evaluation_loader(
 ) -> TfmdDL:                  # batches (image, token_ids), mask
     "The samples in their order, as the model reads them"
     if not samples: raise ValueError('there is no sample to evaluate on')
-    bare = next((m for m in model.modules() if isinstance(m, ReferSegmenter)), model) # it may be wrapped
+    bare = segmenter_of(model)
     block = refer_block(bare.tokenizer, bare.config['img_size'], all_of, getattr(bare, 'preprocessing', IMAGENET))
     return block.dataloaders(samples, bs=bs, num_workers=num_workers, device=next(model.parameters()).device).valid
 
@@ -59,10 +68,13 @@ def predict_masks(
     with evaluating(model):
         for batch in progress_bar(loader, leave=False) if progress and on_screen() else loader:
             image, token_ids, squares = (part.as_subclass(Tensor) for part in batch)
-            check_scores(answers := model(image, token_ids))
-            for scores, square, sample in zip(answers, squares, remaining):
+            answers, exists = scores_and_existence(model, image, token_ids)
+            if exists is None: there = torch.ones_like(answers[:, :, 0, 0, 0], dtype=torch.bool)
+            else: there = exists >= segmenter_of(model).threshold
+            for scores, seen, square, sample in zip(answers, there, squares, remaining):
                 truth = torch.as_tensor(coco_mask.decode(sample.rle)) if rules.original_size else square
-                yield object_logits(scores[None], truth.shape)[0] > limit, truth.bool().to(scores.device)
+                masks = (object_logits(scores[None], truth.shape)[0] > limit) & seen[:, None, None]
+                yield masks, truth.bool().to(scores.device)
 
 # %% ../nbs/41_evaluation.ipynb #fb3a7cc2
 def evaluate(
@@ -79,6 +91,51 @@ def evaluate(
     for (masks, truth), sample in zip(predicted, samples):
         record.add_masks(masks[None], truth[None], [rle_area(sample.rle) > 0])
     return record.summary(protocol)
+
+# %% ../nbs/41_evaluation.ipynb #14460965
+@torch.no_grad()
+def predict_existence(
+    model:ReferSegmenter,     # whose head says whether anything is there
+    samples:Sequence[Sample], # from `refer_samples`, one per sentence
+    bs:int=64,                # B
+    num_workers:int=0,
+) -> tuple[np.ndarray, np.ndarray]: # (m, n) float32 probabilities of every iteration, (m) bool: something is meant
+    "The probability that what each phrase means is there, and whether it is"
+    if existence_module(model) is None: raise ValueError('the head of this model cannot say that nothing is there')
+    with evaluating(model):
+        batches = [scores_and_existence(model, *(part.as_subclass(Tensor) for part in batch[:2]))[1].cpu()
+                   for batch in evaluation_loader(samples, model, bs, num_workers)]
+    return torch.cat(batches).numpy(), np.array([rle_area(s.rle) > 0 for s in samples])
+
+# %% ../nbs/41_evaluation.ipynb #1e3312e1
+def reliability(
+    exists:np.ndarray, # (m) probability that something is there, from 0 to 1
+    there:np.ndarray,  # (m) bool, whether it is
+    bins:int=10,       # of equal width
+) -> np.ndarray:       # (k, 3) of each bin that is not empty: mean probability, share that is there, how many
+    "How often something is there, by the probability that was given"
+    exists = np.asarray(exists, np.float64)
+    place = np.minimum((exists*bins).astype(int), bins - 1)
+    n, given, share = (np.bincount(place, weights, bins) for weights in (None, exists, np.asarray(there, float)))
+    return np.stack([given, share, n.astype(float)], 1)[n > 0]/np.stack([n, n, np.ones(bins)], 1)[n > 0]
+
+def show_reliability(
+    answers:dict,               # name -> exists, there, as `reliability` takes them
+    bins:int=10,
+    threshold:float|None=None,  # of the model
+) -> Figure:
+    "Reliability curves; a bin's mark is as large as it is full"
+    fig, ax = plt.subplots(figsize=(3.4, 3.2), dpi=90, layout='constrained')
+    plt.close(fig)
+    ax.plot([0, 1], [0, 1], color='.7', lw=1)
+    if threshold is not None: ax.axvline(threshold, color='k', ls=':', lw=1, label=f'threshold {threshold:.2f}')
+    for name, (exists, there) in answers.items():
+        given, share, n = reliability(exists, there, bins).T
+        line, = ax.plot(given, share, lw=1, label=name)
+        ax.scatter(given, share, 4 + 80*n/n.sum(), color=line.get_color())
+    ax.set(xlabel='probability that it is there', ylabel='share that is there', xlim=(-.02, 1.02), ylim=(-.02, 1.02))
+    ax.legend(fontsize=8)
+    return fig
 
 # %% ../nbs/41_evaluation.ipynb #8b1d51b0
 def shuffle_phrases(

@@ -21,7 +21,7 @@ from matplotlib.patheffects import withStroke
 from .models.language import masked_mean
 from .models.lavt import PWAM
 from .models.sadlr import DynamicConv, SADLRHead, object_logits, object_weight
-from .models.segmenter import ReferSegmenter, check_scores, evaluating
+from .models.segmenter import ReferSegmenter, evaluating, scores_and_existence
 from .phrases import check_words
 from .pictures import open_image
 from .preprocess import image_tensor, square_pixels, tokenize
@@ -79,7 +79,8 @@ class Trace(NamedTuple):
     stages:tuple        # of `Stage`
     features:np.ndarray # (C, h, w) Y
     iterations:tuple    # of `Iteration`
-    masks:np.ndarray    # (n, S, S) bool, the mask of every iteration at the size of `image`
+    masks:np.ndarray    # (n, S, S) bool, the mask of every iteration at the size of `image`, as `segment` gives it
+    exists:np.ndarray|None=None # (n,) probability that what is meant is there; `None`: the head does not say
 
 # %% ../nbs/49_explain.ipynb #ad827e9e
 def _numpy(x): return x.detach().float().cpu().numpy()
@@ -114,16 +115,15 @@ def _iterations(calls, head, layers, features, scores, b):
 
 # %% ../nbs/49_explain.ipynb #397fe321
 def _run(model, pixels, token_ids):
-    "The scores of one forward pass in eval mode, all recorded calls, the dynamic layers and what each fusion did"
+    "Scores and existence of a forward pass in eval mode, all recorded calls, the dynamic layers, what each fusion did"
     fusions, layers = _parts(model.encoder, PWAM), _parts(model.head, DynamicConv)
     if not getattr(type(model.head), 'iterative', False): layers = []
     inside = [part for layer in layers for part in (layer.to_kernel, layer.norm)]
     with evaluating(model), record_calls([model.language, model.encoder, *fusions, *layers, *inside]) as calls:
-        scores = model(pixels, token_ids)
-    check_scores(scores)
+        scores, exists = scores_and_existence(model, pixels, token_ids)
     fusion_calls = [(call.args[0], fusion.attend(*call.args, **call.kwargs)[1], call.output)
                     for fusion in fusions for call in calls[fusion]]
-    return scores, calls, layers, fusion_calls
+    return scores, exists, calls, layers, fusion_calls
 
 # %% ../nbs/49_explain.ipynb #64a35234
 @torch.no_grad()
@@ -140,16 +140,18 @@ def trace(
     check_words(phrases, model.tokenizer)
     size, device = model.config['img_size'], next(model.parameters()).device
     pixels = image_tensor(image, size, model.preprocessing).to(device).expand(len(phrases), -1, -1, -1)
-    scores, calls, layers, fusion_calls = _run(model, pixels, token_ids.to(device))
+    scores, exists, calls, layers, fusion_calls = _run(model, pixels, token_ids.to(device))
     words, features = (calls[part][0].output for part in (model.language, model.encoder))
     masks = (object_logits(scores, (size, size)) > 0).cpu().numpy()
+    exists = [None]*len(masks) if exists is None else exists.cpu().numpy()
+    masks = [m if e is None else m & (e >= model.threshold)[:, None, None] for m, e in zip(masks, exists)]
     square = square_pixels(image, size, interpolation=model.preprocessing.interpolation).permute(1, 2, 0).numpy()
     traces = []
     for b, (text, n) in enumerate(zip(phrases, token_mask.sum(1).tolist())):
         steps = tuple(_iterations(calls, model.head, layers, features, scores, b))
         tokens = model.tokenizer.convert_ids_to_tokens(token_ids[b, :n])
         traces.append(Trace(square, text, tokens, _numpy(words[b, :n]), steps[0].query,
-                            tuple(_stages(fusion_calls, b, n)), _numpy(features[b]), steps, masks[b]))
+                            tuple(_stages(fusion_calls, b, n)), _numpy(features[b]), steps, masks[b], exists[b]))
     return traces[0] if isinstance(phrase, str) else traces
 
 # %% ../nbs/49_explain.ipynb #e0f523c6

@@ -34,6 +34,7 @@ class About(NamedTuple):
     pad_id:int
     unknown_ids:list[int] # ids that mean no word
     license:str
+    threshold:float|None=None # probability that something is there, below which nothing is; none: the graph says none
 
 FILTERS = 'nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos'
 
@@ -56,7 +57,8 @@ def checked_about(
         img_size=number(about.img_size, 1, 4096), iterations=number(about.iterations, 1, 1000),
         mean=three(about.mean, -1e3), std=three(about.std, 1e-6), interpolation=about.interpolation in FILTERS,
         tokenizer=isinstance(about.tokenizer, str), license=isinstance(about.license, str),
-        pad_id=number(about.pad_id, 0, 10**9), unknown_ids=some(about.unknown_ids, 0, 10**9))
+        pad_id=number(about.pad_id, 0, 10**9), unknown_ids=some(about.unknown_ids, 0, 10**9),
+        threshold=about.threshold is None or number(about.threshold, 0, 1, (int, float)))
     for fact, fits in right.items():
         if not fits: raise wrong(f'{fact}={str(getattr(about, fact))[:60]}')
     return about
@@ -129,6 +131,7 @@ def check_graph(
     fits = dict(image=('tensor(float)', ['B', 3, s, s]), token_ids=('tensor(int64)', ['B', MAX_WORDS]),
                 scores=('tensor(float)', ['B', about.iterations, 2, *ours[1][3:]]))
     if 'queries' in found: fits['queries'] = ('tensor(float)', ['B', about.iterations, *found['queries'][1][2:]])
+    if about.threshold is not None: fits['exists'] = ('tensor(float)', ['B', about.iterations])
     if found != fits or len(ours[1]) != 5:
         raise ValueError(f'{name}: its graph is {found}, its metadata tell of {fits}')
 
@@ -151,14 +154,15 @@ class OnnxSegmenter:
     def run(self,
         squares:np.ndarray,    # (B, 3, S, S) float32
         token_ids:list,        # B lists of N ids
-    ) -> np.ndarray:           # (B, n, 2, h, w) float32
-        "Raw score maps"
+    ) -> tuple:                # (B, n, 2, h, w) float32 raw score maps; (B, n) probabilities, or `None`
+        "Score maps, and the probability that what is meant is there, if the graph says one"
         fed = dict(image=squares, token_ids=np.array(token_ids, np.int64))
-        try: scores, = self.session.run(['scores'], fed)
+        names = ['scores', *['exists']*(self.about.threshold is not None)]
+        try: scores, *exists = self.session.run(names, fed)
         except Exception as error: # an id that the graph does not know, no memory, ...
             raise ValueError(f'{self.file}: the graph failed: {brief(error)}') from error
-        if not np.isfinite(scores).all(): raise ValueError(NOT_FINITE)
-        return scores
+        if not all(np.isfinite(numbers).all() for numbers in (scores, *exists)): raise ValueError(NOT_FINITE)
+        return scores, 1/(1 + np.exp(-exists[0].clip(-80, 80))) if exists else None
 
     def segment(self,
         image,                # a photo, as `open_image` takes it
@@ -169,15 +173,26 @@ class OnnxSegmenter:
         image = open_image(image)
         token_ids, _ = token_rows(phrase, self.tokenizer)
         check_words(phrase, self.tokenizer)
+        seen = []
         def ask(photo):
             "Log-odds (B, n, H, W) of all phrases for a photo or a tile of it"
-            scores = self.run(square_input(photo, self.about).repeat(len(token_ids), 0), token_ids)
+            scores, exists = self.run(square_input(photo, self.about).repeat(len(token_ids), 0), token_ids)
+            if exists is not None: seen.append(exists)
             return enlarge(scores[:, :, 1] - scores[:, :, 0], photo.size[::-1])
-        answers = [*map(as_answer, in_tiles(image, tile, ask))]
+        logits = in_tiles(image, tile, ask)
+        if not seen: answers = [*map(as_answer, logits)]
+        else: # something is there if a tile says so
+            answers = [as_answer(*one, self.about.threshold) for one in zip(logits, np.max(seen, 0))]
         return answers[0] if isinstance(phrase, str) else answers
 
 # %% ../nbs/34_export.ipynb #6726b667
 PRECISIONS = {'float32': 1e-4, 'float16': .01, 'int8': .05} # -> share of pixels that may differ from PyTorch's masks
+
+def says_existence(
+    model, # a `ReferSegmenter`
+) -> bool:
+    "Whether its head says that nothing is there"
+    return import_module('sadlr.models.segmenter').existence_module(model) is not None
 
 def facts(
     model,                 # a `ReferSegmenter`
@@ -193,7 +208,7 @@ def facts(
     if not 1 <= size <= 4096: raise ValueError(f'img_size={size}: it takes 1 at least, and 4096 at most')
     return About(size, [*given.mean], [*given.std], interpolation,
                  getattr(model.head, 'iterations', 1), tokenizer.backend_tokenizer.to_str(), model.pad_id,
-                 sorted(unknown_ids(tokenizer)), license)
+                 sorted(unknown_ids(tokenizer)), license, model.threshold if says_existence(model) else None)
 
 # %% ../nbs/34_export.ipynb #5b3288a9
 @contextmanager
@@ -216,17 +231,19 @@ def as_graph(
     about:About,
 ):                 # a `torch.onnx.ONNXProgram`
     "The graph of a model with the facts about it, in float32"
-    torch = import_module('torch')
+    torch, listening = import_module('torch'), import_module('sadlr.models.segmenter').listening
     for name in ('onnx', 'onnxscript'): needed(name, 'export')
     class Asked(torch.nn.Module):
         "The model as the graph is: token ids tell where the words are"
         def __init__(self):
             super().__init__()
             self.model = model
-        def forward(self, image, token_ids):
-            with noted_queries(model.head) as queries:
-                scores = self.model(image, token_ids, token_ids != model.pad_id).float()
-            return (scores, torch.stack(queries, 1).float()) if queries else scores
+        def named(self, image, token_ids):
+            with noted_queries(model.head) as queries, listening(model) as said:
+                scores = self.model(image, token_ids, token_ids != model.pad_id)
+            more = {name: torch.stack(parts, 1) for name, parts in dict(queries=queries, exists=said).items() if parts}
+            return {name: part.float() for name, part in (dict(scores=scores) | more).items()}
+        def forward(self, image, token_ids): return tuple(self.named(image, token_ids).values())
     device = next(model.parameters()).device
     token_ids = torch.tensor(token_rows(['a', 'the red star'], model.tokenizer)[0], device=device)
     batch = {0: torch.export.Dim('batch', min=1, max=2**15)}
@@ -234,14 +251,15 @@ def as_graph(
         warnings.simplefilter('ignore') # of how PyTorch follows a pass
         given = torch.zeros(2, 3, about.img_size, about.img_size, device=device), token_ids
         # what a model keeps from pass to pass must not come from a pass that is followed: one comes before
-        names = ['scores', 'queries'] if isinstance(Asked()(*given), tuple) else ['scores']
+        names = [*Asked().named(*given)]
         options = dict(input_names=['image', 'token_ids'], output_names=names, dynamic_shapes=(batch, batch))
         try: program = torch.onnx.export(Asked().eval(), given, dynamo=True, verbose=False, **options)
         except torch.onnx.OnnxExporterError as error:
             parts = (type(part).__name__ for part in (model.language, model.encoder, model.head))
             raise ValueError('a {}, {} and {} cannot be written as a graph: '.format(*parts)
                              + brief(error.__cause__ or error)) from error
-    program.model.metadata_props['sadlr'] = json.dumps(about._asdict())
+    known = {name: fact for name, fact in about._asdict().items() if fact is not None}
+    program.model.metadata_props['sadlr'] = json.dumps(known)
     return program
 
 # %% ../nbs/34_export.ipynb #bee7086e
@@ -272,20 +290,23 @@ def examples(
 def agreement(
     model,                   # a `ReferSegmenter`, in evaluation mode
     segmenter:OnnxSegmenter,
-) -> dict: # share of the masks' pixels that differ, over all iterations; largest difference of two scores
+) -> dict: # share of the masks' pixels that differ, over all iterations; largest difference of scores, and of `exists`
     "How far a file gives the model's masks"
-    torch, about, differ, pixels, apart = import_module('torch'), segmenter.about, 0, 0, 0.
+    torch, ask = import_module('torch'), import_module('sadlr.models.segmenter').scores_and_existence
+    about, differ, pixels, apart = segmenter.about, 0, 0, dict(scores=0.)
     device = next(model.parameters()).device
     for image, phrases in examples():
         token_ids = token_rows(phrases, model.tokenizer)[0]
         squares = square_input(image, about).repeat(len(phrases), 0)
         ours = segmenter.run(squares, token_ids)
-        with torch.no_grad(): theirs = model(*(torch.tensor(x, device=device) for x in (squares, token_ids)))
-        theirs = theirs.float().cpu().numpy()
-        masks = [enlarge(s[:, :, 1] - s[:, :, 0], (about.img_size,)*2) > 0 for s in (ours, theirs)]
+        with torch.no_grad(): theirs = ask(model, *(torch.tensor(x, device=device) for x in (squares, token_ids)))
+        theirs = [part if part is None else part.float().cpu().numpy() for part in theirs]
+        masks = [(enlarge(s[:, :, 1] - s[:, :, 0], (about.img_size,)*2) > 0)
+                 & (True if e is None else (e >= about.threshold)[..., None, None]) for s, e in (ours, theirs)]
         differ, pixels = differ + (masks[0] != masks[1]).sum(), pixels + masks[0].size
-        apart = max(apart, abs(ours - theirs).max())
-    return dict(pixels=float(differ/pixels), scores=float(apart))
+        for name, a, b in zip(('scores', 'exists'), ours, theirs):
+            if a is not None: apart[name] = max(apart.get(name, 0.), float(abs(a - b).max()))
+    return dict(pixels=float(differ/pixels)) | apart
 
 # %% ../nbs/34_export.ipynb #9b551839
 def export_onnx(
@@ -312,6 +333,9 @@ def export_onnx(
         if found['pixels'] > (most := PRECISIONS[precision]):
             raise ValueError(f'{file}: {found["pixels"]:.2%} of the pixels differ from the masks of the model, '
                              f'{most:.2%} at most are taken for {precision}')
+        if found.get('exists', 0) > 10*most:
+            raise ValueError(f'{file}: the probability that something is there differs by {found["exists"]:.2g} from '
+                             f"the model's, {10*most:.2g} at most are taken for {precision}")
         with files.writing(file): files.replace_file(new, file)
     finally: new.unlink(missing_ok=True)
     return dict(MB=file.stat().st_size/1e6) | found

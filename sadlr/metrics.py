@@ -119,6 +119,21 @@ def score(
     i, u, truth, flags = zip(*counts) if counts else [()]*4
     return summarise(i, u, protocol, truth, flags)
 
+# %% ../nbs/32_metrics.ipynb #3589752d
+def best_threshold(
+    exists:np.ndarray, # (m) probability that something is there
+    there:np.ndarray,  # (m) bool, whether it is; both must occur
+) -> float:
+    "The threshold with the highest mean of N-acc and T-acc"
+    exists, there = np.asarray(exists, np.float64), np.asarray(there, bool)
+    if there.all() or not there.any(): raise ValueError('a threshold needs phrases for something and for nothing')
+    values = np.unique(exists)
+    cuts = np.append((values[1:] + values[:-1])/2, 0)
+    denied = np.searchsorted(np.sort(exists[~there]), cuts)/(~there).sum()
+    found = 1 - np.searchsorted(np.sort(exists[there]), cuts)/there.sum()
+    order = np.lexsort([cuts, abs(cuts - .5).round(12), -(denied + found).round(12)])
+    return float(cuts[order[0]])
+
 # %% ../nbs/32_metrics.ipynb #e2d9336e
 class IoURecord:
     "Intersections and unions of every pair and iteration seen since the last reset"

@@ -195,13 +195,35 @@ class Segmentation(NamedTuple):
     iterations:np.ndarray # (n, H, W) bool, the mask of every iteration; the last one is `mask`
     scores:np.ndarray     # (n, H, W) float32, log-odds of the object; a mask is where they are positive.
                           # 4nHW bytes, 110 MB for a photo of 9 megapixels and n = 3: keep the masks alone of many
+    exists:np.ndarray|None=None # (n,) float32, probability that what is meant is there; `None`: the model does not say
+    threshold:float|None=None   # where the probability is below it, nothing is there and the mask is empty
+
+    def until(self,
+        iteration:int, # counted from 1
+    ) -> 'Segmentation':
+        "The answer as it was at an iteration"
+        exists = None if self.exists is None else self.exists[:iteration]
+        masks = self.iterations[:iteration]
+        return Segmentation(masks[-1], masks, self.scores[:iteration], exists, self.threshold)
 
 # %% ../nbs/03_phrases.ipynb #6ea560ae
 def as_answer(
-    scores:np.ndarray, # (n, H, W) float32, log-odds of the object
+    scores:np.ndarray,            # (n, H, W) float32, log-odds of the object
+    exists:np.ndarray|None=None,  # (n,) float32, probability that what is meant is there
+    threshold:float|None=None,
 ) -> Segmentation:
-    "The answer that score maps give"
-    return Segmentation(scores[-1] > 0, scores > 0, scores)
+    "The answer that score maps give, and what the model says besides"
+    masks = scores > 0
+    if exists is not None: masks &= (exists >= threshold)[:, None, None]
+    return Segmentation(masks[-1], masks, scores, exists, threshold)
+
+def note_absent(
+    answer:Segmentation,
+) -> str:  # '' where something is there, or the model does not say
+    "The answer in words where nothing is there"
+    if answer.exists is None or answer.exists[-1] >= answer.threshold: return ''
+    percent = 100*answer.exists[-1].item()
+    return f'not there (probability that it is: {"below 1" if percent < 1 else round(percent)} %)'
 
 NOT_FINITE = ('the scores of the model are not all finite: train it again, choose another, or let it compute in more '
               'bits than float16 has') # said by whoever computed them

@@ -18,6 +18,8 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont, ImageOps, UnidentifiedImageError
 
+from .phrases import Segmentation
+
 # %% ../nbs/04_pictures.ipynb #efcd607d
 _TAKEN = ('an image is a file (its path, its bytes, or open for reading bytes), an image of PIL, or an array or a '
           'tensor of real numbers: (H, W), (H, W, C) or (C, H, W) with C = 1, 2, 3 or 4')
@@ -277,16 +279,17 @@ def paint_scores(
 VIEWS = 'mask', 'gained and lost', 'score map'
 
 def paint_answer(
-    image:Image.Image, # (H, W) pixels, RGB
-    scores:np.ndarray, # (n, H, W) log-odds, of the iterations up to the one that is shown
-    view:str='mask',   # one of `VIEWS`; the first iteration gains and loses nothing
-    alpha:float=.6,    # opacity of tint or colours
-) -> np.ndarray:       # (k*H, k*W, 3) uint8
+    image:Image.Image,   # (H, W) pixels, RGB
+    answer:Segmentation, # `until` the iteration that is shown
+    view:str='mask',     # one of `VIEWS`; the first iteration gains and loses nothing
+    alpha:float=.6,      # opacity of tint or colours
+) -> np.ndarray:         # (k*H, k*W, 3) uint8
     "One view of one iteration"
-    pixels, (before, last) = repeat_pixels(np.asarray(image))/255, map(repeat_pixels, (scores[-2:][0], scores[-1]))
-    if view == 'score map': return paint_scores(pixels, last, alpha)
-    if view == 'gained and lost': return paint_changes(pixels, before > 0, last > 0)
-    return paint_mask(pixels, last > 0, alpha=alpha)
+    masks = answer.iterations
+    pixels, (before, mask) = repeat_pixels(np.asarray(image))/255, map(repeat_pixels, (masks[-2:][0], masks[-1]))
+    if view == 'score map': return paint_scores(pixels, repeat_pixels(answer.scores[-1]), alpha)
+    if view == 'gained and lost': return paint_changes(pixels, before, mask)
+    return paint_mask(pixels, mask, alpha=alpha)
 
 def colour_key(
     view:str, # one of `VIEWS`
@@ -312,7 +315,7 @@ def _fit(
     masks = [np.asarray(Image.fromarray(mask).resize(picture.size, Image.Resampling.NEAREST)) for mask in masks]
     return repeat_pixels(np.asarray(picture), side), np.stack([repeat_pixels(mask, side) for mask in masks])
 
-def _frame(
+def add_texts(
     pixels:np.ndarray, # (h, w, 3) uint8
     above:str,         # may be empty
     below:str,
@@ -320,11 +323,12 @@ def _frame(
     "A picture with a text above it and one below"
     height, width = pixels.shape[:2]
     page = max(width, 160)
-    above = textwrap.fill(above, page//9, max_lines=4, placeholder=' ...')
-    top = 8 + 20*len(above.splitlines())
-    frame = Image.new('RGB', (page, top + height + 28), 'white')
+    size = max(page//24, 16) # of the letters
+    above, below = (textwrap.fill(text, 16*page//(9*size), max_lines=4, placeholder=' ...') for text in (above, below))
+    top, bottom = (8 + size*5//4*len(text.splitlines()) for text in (above, below))
+    frame = Image.new('RGB', (page, top + height + bottom), 'white')
     frame.paste(Image.fromarray(pixels), ((page - width)//2, top))
-    draw, font = ImageDraw.Draw(frame), ImageFont.load_default(16)
+    draw, font = ImageDraw.Draw(frame), ImageFont.load_default(size)
     for y, text in (4, above), (top + height + 4, below):
         draw.multiline_text((page/2, y), text, 'black', font, 'ma', align='center')
     return frame
@@ -350,7 +354,7 @@ def save_gif(
     for name, value, low, high in ('side', side, 16, 4096), ('seconds', seconds, .02, 60):
         if not low <= value <= high: raise ValueError(f'{name}={value}: it takes {low} at least, and {high} at most')
     pixels, masks = _fit(picture, masks, side)
-    frames = [_frame(paint_mask(pixels/255, mask), phrase, f'iteration {i} of {len(masks)}')
+    frames = [add_texts(paint_mask(pixels/255, mask), phrase, f'iteration {i} of {len(masks)}')
               for i, mask in enumerate(masks, 1)]
     palette = Image.fromarray(np.concatenate(frames)).quantize(128)
     first, *others = [frame.quantize(palette=palette, dither=Image.Dither.NONE) for frame in frames]

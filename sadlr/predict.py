@@ -16,7 +16,8 @@ from PIL import Image
 
 from .export import OnnxSegmenter, needed
 from .files import write_file
-from .pictures import open_image, paint_mask, save_gif
+from .phrases import note_absent
+from .pictures import add_texts, open_image, paint_mask, save_gif
 
 # %% ../nbs/35_predict.ipynb #f89c3c33
 def load_model(
@@ -54,7 +55,9 @@ def sadlr_predict(
     if out.exists() and out.samefile(image): raise ValueError(f'out={out} is the photo itself: choose another name')
     answer = load_segmenter(model).segment(photo, phrase, tile)
     picture = io.BytesIO()
+    absent = note_absent(answer)
     if kind == 'GIF': save_gif(photo, answer.iterations, picture, phrase)
+    elif absent: add_texts(np.asarray(photo), phrase, absent).save(picture, kind)
     else: Image.fromarray(paint_mask(np.asarray(photo)/255, answer.mask)).save(picture, kind)
     write_file(out, picture.getvalue())
-    print(f'{out}: {answer.mask.mean():.1%} of the image')
+    print(f'{out}: {absent or f"{answer.mask.mean():.1%} of the image"}')

@@ -35,20 +35,22 @@ from filelock import Timeout
 from matplotlib.figure import Figure
 
 # %% ../nbs/46_training.ipynb #b2f9255c
-from .callbacks import AuxiliaryLoss, precision_trouble, recomputed_blocks, supervised_maps
+from .callbacks import AuxiliaryLoss, ExistenceLoss, precision_trouble, recomputed_blocks, supervised_maps
 from .checkpoint import Checkpoint, read_scores
-from .data.block import refer_dataloaders, refer_samples
+from .data.block import Sample, refer_dataloaders, refer_samples
 from .data.joint import Joint
 from .data.refer import PARTITIONS, Refer
 from .data.shapes import make_shapes
 from .distributed import distributed, launched
-from .evaluation import evaluate
+from .evaluation import evaluate, predict_existence
 from .files import file_lock, read_json, write_file, writing
 from .learner import OPTIMIZERS, PRECISIONS, param_groups, refer_learner
 from .losses import LOSSES
+from .metrics import best_threshold
 from .models.build import ENCODERS, HEADS, LANGUAGES, ReferSegmenter, create_model, load_strictly
 from .models.lavt_ris import load_lavt_ris
-from .models.segmenter import evaluating
+from .models.sadlr import Existence
+from .models.segmenter import evaluating, existence_module
 from .models.swin import SIZES
 from .pictures import open_image
 from .preprocess import VOCABULARIES
@@ -70,6 +72,12 @@ def iterates(
     "Whether the number of iterations can be set"
     return getattr(HEADS.get(head), 'iterative', False)
 
+def judges(
+    head:str,  # name of a head
+) -> bool:     # False for an unknown one, too
+    "Whether it can say that nothing is there"
+    return head in HEADS and 'existence' in signature(HEADS[head]).parameters
+
 def idle_options(
     t,                 # a `Training`, its recipe filled in or not
 ) -> dict[str, str]:   # name -> why
@@ -85,6 +93,7 @@ def idle_options(
     if t.encoder_options.get(given) and t.size not in (None, 'nano', 'base'):
         idle['size'] = f'encoder_options name the {given}'  # and of the words there is a small size and the usual one
     if not iterates(t.head): idle['iterations'] = f'the head {t.head!r} has none'
+    if t.existence and not judges(t.head): idle['existence'] = f'the head {t.head!r} cannot say that nothing is there'
     if t.language and not hasattr(LANGUAGES.get(t.language), 'train_layers'):
         why = f'it is for BERT, and the language encoder is {t.language!r}'
         idle |= dict.fromkeys(('bert_layers', 'bert_dropout'), why)
@@ -139,6 +148,7 @@ class Training:
     loss:str='dice'            # one of `LOSSES`; LAVT's is 'cross_entropy'
     loss_options:dict=None     # of its class; in a shell JSON: '{"last": 0.5}', the weight of the last iteration
     auxiliary:float=0.         # weight of the loss on the maps of LTS and CGAN
+    existence:float=0.         # weight of the loss on "is it there?"; more than 0: SADLR's head learns to say so
     bert_layers:int=None       # layers of BERT that are trained, LAVT's are 10; none: BERT as a whole
     bert_dropout:float=None    # LAVT's is 0; none: BERT's own, 0.1
     start:str=None             # saved model's folder or LAVT's weights (.pth); IMG_SIZE is its own if none is given
@@ -169,7 +179,8 @@ LIMITS = dict(  # least and greatest value of a number
     n_images=(1, 10**6), scene_size=(32, 4096), img_size=(1, 4096), iterations=(1, 1000),
     epochs=(1, 10**5), bs=(1, 2**16),
     accumulate=(1, 2**16), save_every=(1, 10**9), workers=(0, 256), passes=(0, 10**5), bert_layers=(0, 1000),
-    seed=(0, 2**32 - 1), data_seed=(0, 2**32 - 1), lr=(0, 1e9), language_lr=(0, 1e9), wd=(0, 1e6), auxiliary=(0, 1e6))
+    seed=(0, 2**32 - 1), data_seed=(0, 2**32 - 1), lr=(0, 1e9), language_lr=(0, 1e9), wd=(0, 1e6), auxiliary=(0, 1e6),
+    existence=(0, 1e6))
 
 # %% ../nbs/46_training.ipynb #714a6ec4
 def check_parts(
@@ -235,8 +246,9 @@ def check_training(t:Training):
         raise ValueError(f'bert_dropout={t.bert_dropout}: it takes 0 at least, and less than 1')
     for name in ('encoder_options', 'head_options', 'loss_options'): check_parts(name, getattr(t, name))
     check_loss(t)
-    if iterates(t.head) and 'iterations' in t.head_options:
-        raise ValueError(f'head_options={t.head_options}: leave iterations out and use --iterations')
+    for name, settable in dict(iterations=iterates(t.head), existence=judges(t.head)).items():
+        if settable and name in t.head_options:
+            raise ValueError(f'head_options={t.head_options}: leave {name} out and use --{name}')
     if t.bs % (t.accumulate*(n := launched().num_processes)):
         by = f' by each of {n} processes' if n > 1 else ''
         raise ValueError(f'bs={t.bs} cannot be computed in accumulate={t.accumulate} equal parts{by}')
@@ -327,6 +339,11 @@ def trained_model(
     if t.start.endswith('.pth'): model = load_lavt_ris(t.start, t.head, head_options, tokenizer)
     else: model = ReferSegmenter.from_pretrained(t.start)
     if (head := model.config['head']) != t.head: raise ValueError(f'{t.start} has the head {head!r}, not {t.head!r}')
+    if existence_module(model) and not t.existence:
+        raise ValueError(f'existence=0.0: {t.start} says whether anything is there, and would forget it; give a weight')
+    if t.existence and not existence_module(model):  # the rest is trained, this part is new
+        model.head.existence = Existence(model.encoder.channels)
+        model.config['head_options'] = model.config['head_options'] | dict(existence=True)
     if t.img_size in (None, model.config['img_size']): return model
     resized = create_model(**model.config | dict(img_size=t.img_size, tokenizer=model.tokenizer))  # LTS depends on it
     load_strictly(resized, model.state_dict(), f'{t.start} at img_size={t.img_size}')
@@ -341,7 +358,8 @@ def decided(
     options = {name: model.config[name] for name in ('encoder', 'head', 'size', 'img_size', 'language')}
     if t.start:
         options['encoder_options'] = model.config['encoder_options']
-        options['head_options'] = {k: v for k, v in model.config['head_options'].items() if k != 'iterations'}
+        own = model.config['head_options'].items()
+        options['head_options'] = {k: v for k, v in own if k not in ('iterations', 'existence')}  # which are options
     return replace(t, **options)
 
 def start_model(
@@ -350,6 +368,7 @@ def start_model(
 ) -> ReferSegmenter:
     "The model before training, with its tokenizer"
     head_options = (dict(iterations=t.iterations) if iterates(t.head) else {}) | t.head_options
+    if t.existence: head_options['existence'] = True
     phrases = [getattr(sentence, t.sentence) for ref in refer.refs('train') for sentence in ref.sentences]
     tokenizer = VOCABULARIES[t.tokenizer](phrases) if t.tokenizer in VOCABULARIES else t.tokenizer
     model = (trained_model if t.start else new_model)(t, tokenizer, head_options)
@@ -503,7 +522,8 @@ def iteration_figure(
     rows = []
     for ref in refs[::max(len(refs)//n, 1)][:n]:
         image, phrase = open_image(refer.image_path(ref)), getattr(ref.sentences[0], sentence)
-        rows.append((np.asarray(image), model.segment(image, phrase).iterations, phrase, refer.mask(ref)))
+        answer = model.segment(image, phrase)
+        rows.append((np.asarray(image), answer.iterations, phrase, refer.mask(ref), answer.exists))
     return show_strips(rows)
 
 # %% ../nbs/46_training.ipynb #e841f956
@@ -533,6 +553,24 @@ def next_commands(
     return '\n'.join(['next:', *('  ' + shlex.join(map(str, words)) for words in lines)])
 
 # %% ../nbs/46_training.ipynb #63025912
+def set_threshold(
+    t:Training,
+    model:ReferSegmenter,  # that was kept, with `existence`
+    samples:list[Sample],  # of val
+    bs:int,
+) -> bool:                 # some of the samples mean nothing
+    "Choose the probability below which nothing is there, and write it into the model's config.json"
+    exists, there = predict_existence(model, samples, bs, t.workers)
+    if there.all() or not there.any():
+        lacking = 'nothing' if there.any() else 'something'
+        print(f'threshold {model.threshold}, not chosen: val has no phrase for {lacking}')
+        return not there.any()
+    model.config['threshold'] = best_threshold(exists[:, -1], there)
+    file = t.out/'model'/'config.json'
+    write_file(file, json.dumps(read_json(file) | dict(threshold=model.config['threshold']), indent=2).encode())
+    print(f"threshold {model.config['threshold']:.3g}, of the highest mean of N-acc and T-acc on val")
+    return True
+
 def finish_run(
     t:Training,
     refer:Refer,
@@ -541,10 +579,12 @@ def finish_run(
 ):
     "Write the figure and print the scores of the model that was kept, then remove the state"
     model = ReferSegmenter.from_pretrained(t.out/'model').to(dls.device)
+    samples = refer_samples(refer, 'val', t.sentence)
+    some_absent = t.existence and set_threshold(t, model, samples, dls.valid.bs)
     figure = iteration_figure(model, refer, 'val', sentence=t.sentence)
     with writing(t.out/'iterations.png'): figure.savefig(t.out/'iterations.png', dpi=120)
-    samples = refer_samples(refer, 'val', t.sentence)
-    print(score_table(evaluate(model, samples, dls.valid.bs, t.workers)))
+    for protocol in ('lavt', 'gres') if some_absent else ('lavt',):
+        print(score_table(evaluate(model, samples, dls.valid.bs, t.workers, protocol=protocol)))
     (t.out/'state.pt').unlink()
     print(run_summary(t, [row['seconds'] for row in saving.rows]), next_commands(t, refer), sep='\n')
     print(f'written to {t.out}: model/ settings.json history.csv iterations.png')
@@ -578,6 +618,7 @@ def run_training(
     saving = Checkpoint(t.out, 'oIoU' if t.validate else None, t.save_every*t.accumulate, t.resume)
     cbs = [CSVLogger()]
     if t.auxiliary: cbs.append(AuxiliaryLoss(t.auxiliary))
+    if t.existence: cbs.append(ExistenceLoss(t.existence))
     if not t.validate: cbs.append(WithoutValidation())
     learn = refer_learner(dls, model, t.lr, t.wd, LOSSES[t.loss](**t.loss_options), path=t.out, cbs=cbs + named,
                           precision=t.precision, parts=t.accumulate, checkpoint=t.checkpoint, optimizer=t.optimizer)

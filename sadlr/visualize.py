@@ -103,26 +103,29 @@ def show_masks(
 # %% ../nbs/05_visualize.ipynb #9ceb7543
 def _iou(mask, truth): return (mask & truth).sum() / max((mask | truth).sum(), 1)
 
-def _strip(axes, image, masks, phrase=None, truth=None):
+def _strip(axes, image, masks, phrase=None, truth=None, exists=None):
     "The image, the mask of each iteration and the truth, from left to right"
     show_overlay(image, None, phrase or 'image', axes[0])
     for i, mask in enumerate(masks):
-        score = '' if truth is None else f'\nIoU {_iou(mask, truth):.0%}'
-        show_overlay(image, mask, f'iteration {i+1}{score}', axes[i+1])
+        score = '' if truth is None or not np.any(truth) else f'\nIoU {_iou(mask, truth):.0%}'
+        there = '' if exists is None else f'\nis there: {exists[i]:.0%}'
+        show_overlay(image, mask, f'iteration {i+1}{score}{there}', axes[i+1])
     if truth is not None: show_overlay(image, truth, 'truth', axes[len(masks)+1], alpha=0)
 
 # %% ../nbs/05_visualize.ipynb #42475db8
 _WIDTH = 1.3 # of a column, in inches
 
-def _height(image, masks, phrase='', truth=None):
+def _height(image, masks, phrase='', truth=None, exists=None):
     "Height of a row in inches: the lines of its titles and the image"
-    return 0.15*max(2, 1 + wrap(phrase or '', _WIDTH).count('\n')) + _WIDTH*np.shape(image)[0]/np.shape(image)[1] + 0.1
+    lines = max(2 + (exists is not None), 1 + wrap(phrase or '', _WIDTH).count('\n'))
+    return 0.15*lines + _WIDTH*np.shape(image)[0]/np.shape(image)[1] + 0.1
 
 def show_strips(
-    rows:list[tuple], # each: image (H, W, 3), masks (n, H, W); if known phrase, truth (H, W)
+    rows:list[tuple], # each: image (H, W, 3), masks (n, H, W); if known phrase, truth (H, W), and (n,) probability
+                      # that what is meant is there
 ) -> Figure:
     "Predictions under each other, their iterations side by side"
-    columns = max(1 + len(masks) + (len(more) == 2 and more[1] is not None) for _, masks, *more in rows)
+    columns = max(1 + len(masks) + (len(more) > 1 and more[1] is not None) for _, masks, *more in rows)
     size = (_WIDTH*columns, sum(_height(*row) for row in rows))
     fig, axes = plt.subplots(len(rows), columns, figsize=size, dpi=90, squeeze=False, layout='constrained')
     plt.close(fig)

@@ -9,6 +9,7 @@ from PIL import Image
 from sadlr.data.shapes import draw_scene
 from sadlr.demo import MAX_PHRASES, demo, draw_example
 from sadlr.models.build import create_model
+from sadlr.phrases import as_answer
 from sadlr.pictures import read_upload
 from sadlr.preprocess import word_tokenizer
 
@@ -44,7 +45,7 @@ def upload(panel, **files):
 
 def test_masks_are_those_of_segment(panel, model):
     answer = model.segment(panel.image, 'the red star')
-    np.testing.assert_array_equal(panel.scores[0] > 0, answer.iterations)
+    np.testing.assert_array_equal(panel.answered[0].iterations, answer.iterations)
     assert panel.iteration.max == panel.iteration.value == len(answer.iterations) == 3
 
 @pytest.mark.parametrize('name, value', [('phrase', 'blue circle'), ('opacity', 1.), ('view', 'score map'),
@@ -56,7 +57,7 @@ def test_a_control_moves_the_picture(panel, name, value):
 
 def test_the_iteration_shows_its_own_scores(panel):
     rows, coloured = np.arange(64)[:, None]*np.ones(64), []
-    panel.scores = np.stack([-9 - rows, 31.5 - rows, 9 + rows])[None] # nothing, the upper half, all
+    panel.answered = [as_answer(np.stack([-9 - rows, 31.5 - rows, 9 + rows]))] # nothing, the upper half, all
     panel.opacity.value = 1.
     for i in 1, 2, 3:
         panel.iteration.value = 1 if i > 1 else 2
@@ -66,15 +67,15 @@ def test_the_iteration_shows_its_own_scores(panel):
     assert coloured[0] < .01 and .4 < coloured[1] < .5 and coloured[2] > .95, coloured
 
 def test_slider_and_view_do_not_run_the_model(panel):
-    scores = panel.scores
+    before = panel.answered
     for name, value in ('iteration', 1), ('opacity', .1), ('view', 'score map'): getattr(panel, name).value = value
-    assert panel.scores is scores
+    assert panel.answered is before
 
 def test_several_phrases(panel, model):
     panel.phrase.value = 'star; ; the blue circle\nred'
     assert panel.phrases == ['star', 'the blue circle', 'red'] and len(jpegs(panel)) == 3
-    for scores, phrase in zip(panel.scores, panel.phrases):
-        np.testing.assert_array_equal(scores > 0, model.segment(panel.image, phrase).iterations)
+    for answer, phrase in zip(panel.answered, panel.phrases):
+        np.testing.assert_array_equal(answer.iterations, model.segment(panel.image, phrase).iterations)
     assert [phrase in text for phrase, text in zip(panel.phrases, captions(panel))] == [True]*3
     panel.phrase.value = 'star'
     assert len(jpegs(panel)) == 1
@@ -101,7 +102,7 @@ def test_buttons_ask_phrases_that_fit(panel):
     for phrase in shown[1:]:
         panel.chips.value = phrase
         assert panel.phrases == [panel.phrase.value] == [phrase] and told(panel) == ''
-        ious = [(mask & truths[phrase]).sum()/(mask | truths[phrase]).sum() for mask in panel.scores[0] > 0]
+        ious = [(mask & truths[phrase]).sum()/(mask | truths[phrase]).sum() for mask in panel.answered[0].iterations]
         assert strips(panel) == [[f'iteration {i}<br>IoU {iou:.0%}' for i, iou in enumerate(ious, 1)] + ['truth']]
     panel.phrase.value = 'star'
     assert panel.chips.value is None and strips(panel) == [['iteration 1', 'iteration 2', 'iteration 3']]
@@ -111,7 +112,7 @@ def test_buttons_ask_phrases_that_fit(panel):
 def test_an_orange_mask_on_orange(model):
     "A white and a black line part it from its ground"
     panel = demo(model, Image.new('RGB', (60, 40), (255, 127, 14)), 'star')
-    panel.scores = np.where(np.hypot(*np.mgrid[-20:20, -30:30]) < 10, 9., -9.)[None, None]
+    panel.answered = [as_answer(np.where(np.hypot(*np.mgrid[-20:20, -30:30]) < 10, 9., -9.)[None])]
     for panel.opacity.value in 0., 1.: pass
     picture = pixels(jpegs(panel)[0])
     for ground in 0, 255: assert .01 < (np.abs(picture - ground).max(-1) < 40).mean() < .1
@@ -131,7 +132,7 @@ def test_nothing_is_wider_than_a_phone(panel):
 def test_any_model(options):
     panel = demo(model_of(**options))
     assert told(panel) == '' and len(jpegs(panel)) == 1
-    n = panel.scores.shape[1]
+    n = len(panel.answered[0].scores)
     assert panel.iteration.max == max(n, 2) and panel.iteration.value == panel.iteration.max
     assert (panel.iteration.layout.display == 'none') == (n == 1)
 
@@ -140,7 +141,7 @@ def test_another_number_of_iterations(panel, model):
         for n, at in (5, 5), (1, 2), (3, 3):
             model.head.iterations = n
             panel.phrase.value = f'{panel.phrase.value} red'
-            assert (panel.scores.shape[1], panel.iteration.value, told(panel)) == (n, at, '')
+            assert (len(panel.answered[0].scores), panel.iteration.value, told(panel)) == (n, at, '')
     finally: model.head.iterations = 3
 
 def test_training_goes_on_afterwards():
@@ -171,7 +172,7 @@ def test_phrases_that_cannot_be_asked(panel, text, message):
     panel.iteration.value = 1
     assert message in told(panel)
     panel.phrase.value = 'star'
-    assert told(panel) == '' and len(panel.scores) == 1
+    assert told(panel) == '' and len(panel.answered) == 1
 
 def test_a_model_that_fails(panel, monkeypatch):
     def fail(*_): raise RuntimeError('out of\nmemory <b>')
@@ -186,7 +187,7 @@ def test_unknown_words_and_markup(panel):
     shown = [*panel.children]
     assert shown.index(panel.note) < shown.index(panel.answers), 'above the picture'
     panel.phrase.value = '<img src=x onerror=alert(1)>'
-    assert '<img' not in told(panel) and 'has none of the words' in told(panel) and not panel.scores
+    assert '<img' not in told(panel) and 'has none of the words' in told(panel) and not panel.answered
     assert 'the 7 words' in panel.note.value
     panel.phrase.value = 'The red, red star!'
     assert panel.note.value == ''
@@ -197,7 +198,7 @@ def test_uploads(panel):
     assert panel.choice.options == ('image 1', 'a.png', 'b.png') and panel.choice.value == 'b.png'
     assert panel.image.size == (640, 213) and 'notes.txt' in told(panel) and panel.upload.value == ()
     upload(panel, **{'c.png': b''})
-    assert panel.choice.value == 'b.png' and 'c.png' in told(panel) and len(panel.scores) == 1
+    assert panel.choice.value == 'b.png' and 'c.png' in told(panel) and len(panel.answered) == 1
 
 @pytest.mark.parametrize('name, content', [
     ('empty', b''), ('text', b'no image'), ('cut', png(Image.effect_noise((99, 99), 50))[:2000]),

@@ -12,6 +12,7 @@ from fastai.torch_core import set_seed
 from msgspec import to_builtins
 from forked import command, forked
 from sadlr import checkpoint, cli, training
+from sadlr.callbacks import ExistenceLoss
 from sadlr.checkpoint import Checkpoint
 from sadlr.data.block import refer_dataloaders
 from sadlr.data.refer import Refer
@@ -36,12 +37,12 @@ class Watch(Callback):
         self.losses.append(self.loss.item())
         if len(self.losses) == self.end: raise KeyboardInterrupt
 
-def learner(root, *cbs, dropout=0., names=('shapes', 'attributes')):
+def learner(root, *cbs, dropout=0., names=('shapes', 'attributes'), **head_options):
     "The same in every process; SGD, because Adam makes steps of rounding errors where a gradient is zero"
     launched()
     set_seed(0)
     dls = refer_dataloaders(Refer(root, *names), img_size=32, bs=4, num_workers=0, device='cpu')
-    model = create_model(size='nano', img_size=32, tokenizer=dls.tokenizer,
+    model = create_model(size='nano', img_size=32, tokenizer=dls.tokenizer, head_options=head_options,
                          language_options=dict(hidden_dropout_prob=dropout))
     with torch.no_grad():
         for p in model.head.parameters(): p += .3*torch.randn_like(p) # so that it finds something
@@ -66,6 +67,12 @@ def general(root):
     record = learn.metrics[0].record
     return dict(pairs=[pairs.tolist() for pairs in record.pairs], gres=record.summary('gres'), gres50=record.summary('gres50'))
 
+def judging(root):
+    "The weights after an epoch in which the head learns to say that nothing is there"
+    learn = learner(root, Watch(), ExistenceLoss(1.), names=('general', 'own'), existence=True)
+    with learn.no_bar(): learn.fit(1)
+    return learn.model.state_dict()
+
 def resume(root):
     "Losses and weights of a run with dropout in each process: uninterrupted, and stopped and resumed"
     def run(name, watch, **options):
@@ -82,7 +89,7 @@ def resume(root):
 
 def work(root):
     "What two processes do together"
-    results = dict(train=train(root), general=general(root), resume=resume(root))
+    results = dict(train=train(root), general=general(root), judging=judging(root), resume=resume(root))
     if launched().is_main_process: torch.save(results, root/'results.pt')
     launched().destroy_process_group()
 
@@ -128,6 +135,12 @@ def test_same_scores_of_gres_as_one_process(root, results):
     one, two = general(root), results['general']
     assert two == one and len(one['pairs']) > 1
     assert {pair[0][2] > 0 for batch in one['pairs'] for pair in batch} == {True, False}
+
+def test_same_existence_as_one_process(root, results):
+    torch.set_num_threads(1)
+    one, two = judging(root), results['judging']
+    assert any('existence' in name for name in one)
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
 
 def test_two_processes_resume(results):
     (whole, weights, _), (resumed, again, _) = results['resume'].values()

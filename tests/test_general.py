@@ -2,24 +2,35 @@
 import json, pickle, random, sys
 from collections import Counter
 from fractions import Fraction
+from functools import partial
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from pycocotools import mask as coco_mask
 from sadlr import cli
-from sadlr.callbacks import AuxiliaryLoss
+from fastai.callback.core import Callback
+from fastai.optimizer import OptimWrapper
+from fastai.torch_core import set_seed
+from sadlr.callbacks import AuxiliaryLoss, ExistenceLoss
 from sadlr.data.block import refer_dataloaders, refer_samples
 from sadlr.data.custom import refer_from_table
 from sadlr.data.download import check_data
 from sadlr.data.joint import Joint
 from sadlr.data.refer import Refer
-from sadlr.evaluation import evaluate, shuffle_phrases
+from sadlr.evaluation import evaluate, predict_existence, shuffle_phrases
 from sadlr.learner import refer_learner
 from sadlr.losses import LOSSES
-from sadlr.metrics import PROTOCOLS, IoURecord, score, summarise
-from sadlr.models.build import HEADS, create_model
+from sadlr.metrics import PROTOCOLS, IoURecord, best_threshold, score, summarise
+from sadlr.models.build import HEADS, ReferSegmenter, create_model
+from sadlr.phrases import note_absent
 from sadlr.predictions import read_predictions, save_predictions, score_predictions
 from sadlr.preprocess import word_tokenizer
+
+class StillNorms(Callback):
+    "Leave batch statistics out, which depend on the size of a part"
+    def before_batch(self):
+        for m in self.model.modules():
+            if 'BatchNorm' in type(m).__name__: m.eval()
 
 H, W, N = 40, 56, 12 # an image's sides, and how many images
 SPLITS = ['train']*8 + ['val']*2 + ['testA', 'testB']
@@ -269,6 +280,52 @@ def test_train_and_score_by_the_commands(root, tmp_path, monkeypatch, capsys):
         assert 'for none' in out and 'N-acc' in out
         assert run(f'{ask} --model run/model --protocol {protocol} --save {protocol}.json') == out
         assert run(f'{ask} --predictions {protocol}.json --protocol {protocol}') == out
+
+def test_a_head_that_can_say_no(root, refer, tmp_path, monkeypatch, capsys):
+    "Trained, its threshold chosen and kept; scores, a file of masks, an answer and a graph agree"
+    monkeypatch.chdir(tmp_path)
+    def run(line):
+        monkeypatch.setattr(sys, 'argv', line.split())
+        getattr(cli, sys.argv[0])()
+        return capsys.readouterr().out
+    of = f'sadlr_train --root {root} --dataset grefcoco --size nano --img_size 32 --tokenizer words --pretrained false --bs 8'
+    out = run(f'{of} --epochs 1 --existence 1 --out run')
+    settings = json.loads((tmp_path/'run'/'settings.json').read_text())['options']
+    threshold = json.loads((tmp_path/'run'/'model'/'config.json').read_text())['threshold']
+    assert settings['existence'] == 1 and settings['head_options'] == {} and f'threshold {threshold:.3g}, of' in out
+    model = ReferSegmenter.from_pretrained(tmp_path/'run'/'model')
+    exists, there = predict_existence(model, refer_samples(refer, 'val'))
+    assert model.threshold == threshold == best_threshold(exists[:, -1], there)
+    assert sorted(there) != [True]*len(there) and exists.shape == (len(there), 3)
+
+    config = model.config | dict(threshold=float(np.median(exists))) # so that some are denied
+    (tmp_path/'run'/'model'/'config.json').write_text(json.dumps(config))
+    model.config = config
+    for protocol in 'gres', 'gres50', 'lavt':
+        save_predictions(f'{protocol}.json', model, refer, ['val'], progress=False, protocol=protocol)
+        direct = evaluate(model, refer_samples(refer, 'val'), progress=False, protocol=protocol)
+        assert score_predictions(read_predictions(f'{protocol}.json'), refer, 'val', protocol) == direct
+    sample = refer_samples(refer, 'val')[int(exists[:, -1].argmin())]
+    denied = model.segment(sample.image, sample.phrase)
+    assert not denied.mask.any() and note_absent(denied).startswith('not there (probability that it is: ')
+    monkeypatch.setattr(sys, 'argv', ['sadlr_predict', '--model', 'run/model', str(sample.image), sample.phrase])
+    cli.sadlr_predict()
+    assert note_absent(denied) in capsys.readouterr().out
+
+def test_recomputed_and_in_parts(refer):
+    "The same weights, whether activations are kept or computed again, and however many parts a batch has"
+    trained = []
+    for bs, options in (8, {}), (8, dict(checkpoint=True)), (4, dict(parts=2)):
+        set_seed(0)
+        dls = refer_dataloaders(refer, img_size=32, bs=bs, num_workers=0, device='cpu')
+        model = create_model(size='nano', img_size=32, tokenizer=dls.tokenizer, head_options=dict(existence=True))
+        learn = refer_learner(dls, model, cbs=[ExistenceLoss(1.), StillNorms()], **options)
+        learn.opt_func = partial(OptimWrapper, opt=torch.optim.SGD)
+        before = model.head.existence[3].weight.detach().clone()
+        with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3)
+        assert model.head.existence.said is None and (model.head.existence[3].weight - before).abs().max() > 1e-4
+        trained.append(model.state_dict())
+    for other in trained[1:]: torch.testing.assert_close(other, trained[0], rtol=1e-4, atol=1e-6)
 
 def test_joint(root, refer, tmp_path):
     "With a set of one's own that has one object for each ref; held out photos are left out with their refs for nothing"

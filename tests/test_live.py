@@ -1,17 +1,18 @@
 "The page on which a model runs in a browser, driven in Chromium: it answers as Python does, and what is wrong is one line"
 import base64, io, json, shutil, subprocess, sys
+from contextlib import contextmanager
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib.util import find_spec
 from pathlib import Path
 from threading import Thread
-import numpy as np, pytest
+import numpy as np, pytest, torch
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from sadlr.data.shapes import draw_scene
 from sadlr.export import OnnxSegmenter, enlarge, export_onnx
-from sadlr.models.build import bundled
-from sadlr.phrases import MAX_WORDS, PhraseTokenizer, token_rows, unknown_words
+from sadlr.models.build import bundled, create_model
+from sadlr.phrases import MAX_WORDS, PhraseTokenizer, note_absent, token_rows, unknown_words
 from test_onnx import WORDS, photos
 
 repo = Path(__file__).parent.parent
@@ -37,12 +38,17 @@ def exported(folder): return OnnxSegmenter(folder/'model.onnx', threads=1)
 class Silent(SimpleHTTPRequestHandler):
     def log_message(self, *args): pass
 
-@pytest.fixture(scope='module')
-def address(folder):
+@contextmanager
+def served(folder):
+    "The address of a folder's page"
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Silent, directory=folder))
     Thread(target=server.serve_forever, daemon=True).start()
     yield f'http://127.0.0.1:{server.server_port}/'
     server.shutdown()
+
+@pytest.fixture(scope='module')
+def address(folder):
+    with served(folder) as address: yield address
 
 @pytest.fixture(scope='module')
 def chromium():
@@ -233,6 +239,31 @@ def test_unknown_words(page):
     assert 'without the unknown rotes, kreuz; ' in status and not alert
     driver.execute_script("document.getElementById('words').open = true; document.querySelector('#known button').click()")
     assert driver.find_element('id', 'phrase').get_attribute('value') == 'rotes kreuz left above'
+
+def test_a_model_that_can_say_no(chromium, folder, tmp_path):
+    "The words and the empty mask of an iteration, as Python has them"
+    shipped, place = bundled('shapes'), shutil.copytree(folder, tmp_path/'page')
+    torch.manual_seed(0)
+    judge = create_model(size='nano', img_size=shipped.config['img_size'], tokenizer=shipped.tokenizer,
+                         head_options=dict(existence=True), language_options=shipped.config['language_options'],
+                         encoder_options=shipped.config['encoder_options'])
+    judge.load_state_dict(shipped.state_dict(), strict=False)
+    image, phrase = Image.open(place/'scene1.png'), json.loads((place/'scenes.json').read_text())['scenes'][0]['phrases'][0]
+    judge.config['threshold'] = float(judge.segment(image, phrase).exists[1:].mean()) # between two iterations
+    export_onnx(judge, place/'model.onnx')
+    about = json.loads((place/'model.json').read_text()) | dict(threshold=judge.threshold)
+    (place/'model.json').write_text(json.dumps(about))
+    answer = OnnxSegmenter(place/'model.onnx').segment(image, phrase)
+    notes = [note_absent(answer.until(i)) for i in (1, 2, 3)]
+    assert '' in notes and any(notes) and (answer.scores > 0).any()
+    with served(place) as address:
+        chromium.get('about:blank')
+        for i, note in enumerate(notes, 1):
+            chromium.get('about:blank')
+            chromium.get(f'{address}#scene=1&phrase={phrase}&iteration={i}')
+            wait(chromium, f"document.getElementById('status').textContent.includes('iteration {i}: ')")
+            pixels = f'{answer.iterations[i - 1].sum()} of {answer.mask.size} pixels'
+            assert f'iteration {i}: {note or pixels}' in text(chromium, 'status')
 
 def test_an_address_brings_picture_phrase_and_iteration_back(page):
     driver = page()

@@ -65,7 +65,8 @@ IDLE = [
     'sadlr_train --dataset shapes,refcoco --n_images 2000', 'sadlr_train --head classifier --iterations 3',
     'sadlr_train --head cgan --iterations 3', 'sadlr_train --start cgan --head cgan --iterations 2',
     'sadlr_train --language gru --bert_layers 1', 'sadlr_train --language gru --bert_dropout 0',
-    'sadlr_train --n_images 20 --head classifier --auxiliary 1',
+    'sadlr_train --n_images 20 --head classifier --auxiliary 1', 'sadlr_train --n_images 20 --head cgan --existence 1',
+    'sadlr_train --start cgan --head cgan --n_images 20 --existence .5',
     *(f'sadlr_evaluate --root data --predictions masks.json --{option}' for option in (
         'model sadlr', 'bs 64', 'workers 0', 'sentence raw', 'shuffle', 'save new')),
     'sadlr_profile --passes 0 --device cpu', 'sadlr_train --pdb', 'sadlr_predict a b --xtra c']
@@ -86,7 +87,8 @@ def test_blocks_that_do_not_exist(shell):
 
 ACTING = [
     'sadlr_train --n_images 20 --start sadlr --iterations 2 --img_size 64',
-    'sadlr_train --n_images 20 --start cgan --head cgan --auxiliary 1',
+    'sadlr_train --n_images 20 --start cgan --head cgan --auxiliary 1', 'sadlr_train --n_images 20 --existence .5',
+    'sadlr_train --n_images 20 --start sadlr --existence 1 --img_size 64',
     'sadlr_train --n_images 20 --data_seed 0 --encoder lavt --iterations 2 --language bert --size nano --bert_layers 1',
     'sadlr_train --n_images 20 --checkpoint --accumulate 2 --save_every 3 --wd 0 --language_lr 0 --bs 8',
     'sadlr_evaluate --root data --model sadlr --bs 8 --workers 0 --sentence sent',

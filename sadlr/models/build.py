@@ -30,7 +30,7 @@ from .language import LANGUAGES, create_language
 from .lavt import LAVT
 from .lts import LTS
 from .sadlr import ClassifierHead, SADLRHead
-from .segmenter import ReferSegmenter, as_preprocessing
+from .segmenter import ReferSegmenter, as_preprocessing, existence_module
 from .swin import SIZES
 from .timm_encoder import TimmEncoder
 from .vlt import VLT
@@ -103,6 +103,18 @@ def make_language(
     words = create_language(name, source=source, **options)
     return words, words.options if source or kind.by_tokenizer else options, tokenizer
 
+def check_threshold(
+    threshold:float,
+    head:nn.Module,
+) -> float:          # the threshold
+    "Raises a ValueError for what is no probability, or has no effect"
+    if existence_module(head) is None:
+        told = f'{type(head).__name__} cannot say that nothing is there'
+        raise ValueError(f'threshold={threshold!r}: leave it out, {told}')
+    if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+        raise ValueError(f'threshold={threshold!r}: it takes a probability, 0 at least and 1 at most')
+    return threshold
+
 def make_encoder(
     encoder:str|nn.Module, # a name in `ENCODERS`, or a module of your own
     size:str,
@@ -133,6 +145,8 @@ def create_model(
     head_options:dict={},         # e.g. dict(iterations=3, kernels=(128, 512), repeats=1, update='sum')
     language_options:dict={},     # options of the language encoder, over those of the size
     preprocessing:Preprocessing|dict|None=None, # of photos; `None`: the encoder's, or ImageNet's where it names none
+    threshold:float|None=None,    # probability that what is meant is there, below which the mask is empty, for a head
+                                  # with `existence`; `None`: .5
 ) -> ReferSegmenter:
     "Build a model from names and numbers"
     pick('size', size, SIZES)
@@ -149,6 +163,7 @@ def create_model(
                   encoder_options=dict(encoder_options), head_options=dict(head_options),
                   language_options=language_options, preprocessing=dict(
                       mean=[*preprocessing.mean], std=[*preprocessing.std], interpolation=preprocessing.interpolation))
+    if threshold is not None: config['threshold'] = check_threshold(threshold, head_module)
     return ReferSegmenter(words, encoder, head_module, tokenizer, config)
 
 # %% ../../nbs/29_models.build.ipynb #a9871701

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['UPDATES', 'POOLINGS', 'dynamic_conv', 'DynamicConv', 'DynamicConvStack', 'SentenceQuery', 'update_query',
-           'object_logits', 'Step', 'object_weight', 'SADLRHead', 'ClassifierHead']
+           'object_logits', 'Step', 'object_weight', 'SADLRHead', 'Existence', 'ClassifierHead']
 
 # %% ../../nbs/26_models.sadlr.ipynb #a8d42934
 from collections.abc import Iterator
@@ -122,6 +122,7 @@ class Step(NamedTuple):
     query:Tensor  # (B, C) Q_i
     scores:Tensor # (B, P, 2) R_i, raw scores of background and object
     mask:Tensor   # (B, P) M_i, bool
+    exists:Tensor|None=None # (B,) e_i, log-odds that what is meant is there; `None`: the head does not say
 
 # %% ../../nbs/26_models.sadlr.ipynb #3e5f8d20
 POOLINGS = 'mask', 'soft', 'all'
@@ -146,6 +147,7 @@ class SADLRHead(nn.Module):
         repeats:int=1,            # stacks of that structure
         update:str='sum',         # query update, one of `UPDATES`
         pooling:str='mask',       # what weighs the pixels of O, one of `POOLINGS`
+        existence:bool=False,     # say at each iteration, too, whether what is meant is there at all
     ):
         super().__init__()
         if update not in UPDATES: raise ValueError(f'update={update!r}: choose one of {UPDATES}')
@@ -154,6 +156,7 @@ class SADLRHead(nn.Module):
         self.sentence = SentenceQuery(word_dim, channels)
         self.dynamic_conv = DynamicConvStack(channels, kernels, repeats)
         self.classifier = nn.Linear(self.dynamic_conv.out_channels, 2)
+        self.existence = Existence(channels) if existence else None # last, so that the others start as without it
 
     def forward(self,
         features:Tensor,   # (B, C, h, w) Y
@@ -187,7 +190,32 @@ def steps(self:SADLRHead,
         if i > 0: query = update_query(query, y, weight, self.update, sentence)
         scores = self.score_positions(y, query, i)
         weight = object_weight(scores, self.pooling)
-        yield Step(query, scores, scores[..., 1] > scores[..., 0])
+        mask = scores[..., 1] > scores[..., 0]
+        exists = None if self.existence is None else self.existence(query, y, scores, mask)
+        yield Step(query, scores, mask, exists)
+
+# %% ../../nbs/26_models.sadlr.ipynb #f8164ba5
+class Existence(nn.Sequential):
+    "Log-odds that what the phrase means is there at all, from an iteration's query, its object and its best position"
+    said = None # a list that takes the log-odds of every call, while somebody listens
+
+    def __init__(self,
+        channels:int, # C, channels of Y
+    ):
+        inputs = 2*channels + 1
+        super().__init__(nn.LayerNorm(inputs), nn.Linear(inputs, channels), nn.ReLU(), nn.Linear(channels, 1))
+
+    def forward(self,
+        query:Tensor,    # (B, C) Q_i
+        features:Tensor, # (B, P, C) Y
+        scores:Tensor,   # (B, P, 2) R_i
+        mask:Tensor,     # (B, P) M_i, bool
+    ) -> Tensor:         # (B,) e_i
+        "e_i of each image"
+        best = (scores[..., 1] - scores[..., 0]).amax(1, keepdim=True)
+        exists = super().forward(torch.cat([query, masked_mean(features, mask), best], 1))[:, 0]
+        if self.said is not None: self.said.append(exists)
+        return exists
 
 # %% ../../nbs/26_models.sadlr.ipynb #40239db3
 class ClassifierHead(nn.Module):

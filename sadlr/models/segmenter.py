@@ -6,7 +6,7 @@
 __all__ = ['ReferSegmenter']
 
 # %% ../../nbs/28_models.segmenter.ipynb #8bb01460
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -16,7 +16,7 @@ from fastcore.basics import patch
 from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
-from .sadlr import object_logits
+from .sadlr import Existence, object_logits
 from ..phrases import NOT_FINITE, Segmentation, as_answer, check_words
 from ..pictures import open_image
 from ..preprocess import IMAGENET, Preprocessing, image_tensor, load_tokenizer, tokenize
@@ -39,6 +39,12 @@ def check_scores(
 ):
     "Raises a ValueError where a score is no finite number: what is not a number is never positive, and no mask is seen"
     if not scores.isfinite().all(): raise ValueError(NOT_FINITE)
+
+def existence_module(
+    model:nn.Module,  # a `ReferSegmenter`, with or without wrappers around it and its parts
+) -> Existence|None:  # none, if its head does not say whether anything is there
+    "The module that says whether what is meant is there"
+    return next((part for part in model.modules() if isinstance(part, Existence)), None)
 
 def as_preprocessing(
     given:Preprocessing|Mapping, # the latter as in config.json
@@ -97,6 +103,11 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         "Mean, deviation and filter that photos get, from the configuration; older ones have ImageNet's"
         return as_preprocessing(self.config.get('preprocessing', IMAGENET))
 
+    @property
+    def threshold(self) -> float:
+        "Probability that what is meant is there, below which the mask is empty; for heads that say one"
+        return self.config.get('threshold', .5)
+
 # %% ../../nbs/28_models.segmenter.ipynb #76cf29a6
 _ONE_VALUE = ('a normalisation layer got one value per channel: train with at least two images in a forward pass '
              '(bs, accumulate) or with larger ones (img_size)')
@@ -123,6 +134,31 @@ def forward(self:ReferSegmenter,
         if 'Expected more than 1' not in str(error): raise
         raise ValueError(_ONE_VALUE) from error
 
+# %% ../../nbs/28_models.segmenter.ipynb #6b2ccc12
+@contextmanager
+def listening(
+    model:nn.Module,
+) -> Iterator[list]: # (B,) log-odds of each iteration, after a pass; none of a head that says nothing of it
+    "What a head says while the block runs: whether what is meant is there"
+    module, said = existence_module(model), []
+    before = module and module.said
+    if module is not None: module.said = said
+    try: yield said
+    finally:
+        if module is not None: module.said = before
+
+def scores_and_existence(
+    model:nn.Module,  # a `ReferSegmenter`, with or without wrappers around it and its parts
+    image:Tensor,     # (B, 3, H, W)
+    token_ids:Tensor, # (B, N) int64
+) -> tuple[Tensor, Tensor|None]: # (B, n, 2, h, w) raw score maps; (B, n) float32 probabilities, if the head says any
+    "Score maps, and the probability that what is meant is there; a ValueError where a number is not finite"
+    with listening(model) as said: scores = model(image, token_ids)
+    exists = torch.stack(said, 1).float().sigmoid() if said else None
+    for numbers in (scores, exists):
+        if numbers is not None: check_scores(numbers)
+    return scores, exists
+
 # %% ../../nbs/28_models.segmenter.ipynb #6444f53b
 @patch
 @torch.no_grad()
@@ -136,13 +172,16 @@ def segment(self:ReferSegmenter,
     image, device = open_image(image), next(self.parameters()).device
     token_ids, _ = tokenize(phrase, self.tokenizer)
     check_words(phrase, self.tokenizer)
+    seen = []
     def ask(photo):
         "Log-odds (B, n, H, W) of all phrases for a photo or a tile of it"
         square = image_tensor(photo, self.config['img_size'], self.preprocessing)
         pixels = square.expand(len(token_ids), -1, -1, -1)
-        scores = self(pixels.to(device), token_ids.to(device))
-        check_scores(scores)
+        scores, exists = scores_and_existence(self, pixels.to(device), token_ids.to(device))
+        if exists is not None: seen.append(exists.cpu())
         return object_logits(scores, photo.size[::-1]).float().cpu().numpy()
     with evaluating(self): logits = in_tiles(image, tile, ask)
-    answers = [*map(as_answer, logits)]
+    if not seen: answers = [*map(as_answer, logits)]
+    else: # something is there if a tile says so
+        answers = [as_answer(*one, self.threshold) for one in zip(logits, torch.stack(seen).amax(0).numpy())]
     return answers[0] if isinstance(phrase, str) else answers

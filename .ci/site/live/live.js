@@ -194,44 +194,51 @@ function draw() {
     $('mask').setAttribute('aria-label', 'The picture, without an answer')
     return fill($('mask'), pixel)
   }
-  const scores = answer.scores[at], before = answer.scores[at - 1]
+  const scores = answer.scores[at], is = maskAt(at), was = maskAt(at - 1)
   const grey = i => Array(3).fill((data[4*i] + data[4*i + 1] + data[4*i + 2])/3)
   const inside = (x, y, times) => { // of the enlarged picture; outside it, as its nearest pixel
     const clamp = (v, n) => Math.min(Math.max(Math.floor(v/times), 0), n - 1)
-    return scores[clamp(y, height)*width + clamp(x, width)] > 0
+    return is(clamp(y, height)*width + clamp(x, width))
   }
   const line = Math.max(1, Math.round(SHOWN/150)), steps = [-line, 0, line]
   const around = steps.flatMap(dx => steps.map(dy => [dx, dy]))
   fill($('mask'), (i, x, y, times) => {
-    const here = scores[i] > 0
+    const here = is(i)
     if (around.some(([dx, dy]) => inside(x + dx, y + dy, times) !== here)) return here ? WHITE : [0, 0, 0]
     return here ? mix(pixel(i), ORANGE, .6) : pixel(i)
   })
   fill($('change'), i => {
-    const [is, was] = [scores[i] > 0, before ? before[i] > 0 : false]
-    return is && was ? GREY : is ? ORANGE : was ? PURPLE : mix(grey(i), WHITE, .8)
+    const [now, then] = [is(i), was(i)]
+    return now && then ? GREY : now ? ORANGE : then ? PURPLE : mix(grey(i), WHITE, .8)
   })
   fill($('score'), i => mix(grey(i), tone(probability(scores[i])), .6))
   drawPath(at)
-  say(at, scores, before)
+  say(at, scores, is, was)
 }
 
-function say(at, scores, before) {
+// Whether a pixel is in the mask of an iteration; none is before the first one, or where the model says that nothing is there
+function maskAt(at) {
+  const scores = state.answer.scores[at]
+  return !scores || state.answer.absent[at] ? () => false : i => scores[i] > 0
+}
+
+function say(at, scores, is, was) {
   let found = 0, gained = 0, lost = 0, x = 0, y = 0, top = -Infinity
   scores.forEach((score, i) => {
-    const is = score > 0, was = before ? before[i] > 0 : false
+    const now = is(i), then = was(i)
     top = Math.max(top, score)
-    if (is) found++, x += i % state.picture.width, y += Math.floor(i/state.picture.width)
-    gained += is && !was
-    lost += was && !is
+    if (now) found++, x += i % state.picture.width, y += Math.floor(i/state.picture.width)
+    gained += now && !then
+    lost += then && !now
   })
   const third = (v, n, names) => names[Math.min(2, Math.floor(3*v/(found*n)))]
   const where = found ? `, ${third(y, state.picture.height, ['top', 'middle', 'bottom'])} ${third(x, state.picture.width, ['left', 'centre', 'right'])}` : ''
-  const text = found ? `${found} of ${scores.length} pixels${where}` : 'nothing found'
+  const absent = state.answer.absent[at], text = absent || (found ? `${found} of ${scores.length} pixels${where}` : 'nothing found')
   const unknown = segmenter.tokenizer.marked(state.asked).filter(({known}) => !known).map(({text}) => text)
   $('number').textContent = `${at + 1} of ${state.answer.scores.length}`
   $('iteration').setAttribute('aria-valuetext', `iteration ${at + 1}: ${text}`)
-  $('status').textContent = `“${state.asked}”, iteration ${at + 1}: ${text}; probability up to ${probability(top).toFixed(2)}; `
+  $('status').textContent = `“${state.asked}”, iteration ${at + 1}: ${text}; `
+    + (absent ? '' : `probability up to ${probability(top).toFixed(2)}; `)
     + (unknown.length ? `without the unknown ${unknown.join(', ')}; ` : '') + `answered in ${Math.round(state.took)} ms.`
   $('mask').setAttribute('aria-label', `The picture with the mask of iteration ${at + 1}: ${text}`)
   $('change').setAttribute('aria-label', `Since the iteration before: ${gained} pixels gained, ${lost} lost`)

@@ -89,3 +89,9 @@ export class Tokenizer {
     return tokens > this.maxWords ? `The phrase has ${tokens} tokens; the model reads ${this.maxWords} at most.` : ''
   }
 }
+
+// The answer in words where nothing is there; '' where something is
+export function noteAbsent(exists, threshold) {
+  const percent = 100*exists
+  return exists >= threshold ? '' : `not there (probability that it is: ${percent < 1 ? 'below 1' : Math.round(percent)} %)`
+}

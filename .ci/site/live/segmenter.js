@@ -1,6 +1,6 @@
 // A model of `export_onnx` in the browser: onnxruntime's WebAssembly runs the graph, the modules beside this do the rest.
 import {enlarge, squareInput} from './pixels.js'
-import {Tokenizer} from './phrases.js'
+import {Tokenizer, noteAbsent} from './phrases.js'
 
 const here = new URL('.', import.meta.url)
 
@@ -48,25 +48,27 @@ export class Segmenter {
   // The square of a picture (ImageData), which all its phrases share
   square(picture) { return squareInput(picture, this.about) }
 
-  // Raw answer: {scores: n maps (h, w) of log-odds, h, w, queries: n vectors (C)}
+  // Raw answer: {scores: n maps (h, w) of log-odds, h, w, queries: n vectors (C), exists: n probabilities that it is there}
   async ask(square, phrase) {
     const {img_size: side, max_words: length} = this.about, {Tensor} = this.ort
     const {ids} = this.tokenizer.encode(phrase)
-    const {scores, queries} = await this.session.run({
+    const {scores, queries, exists} = await this.session.run({
       image: new Tensor('float32', square, [1, 3, side, side]),
       token_ids: new Tensor('int64', BigInt64Array.from(ids, BigInt), [1, length]),
     })
     const [, n, , h, w] = scores.dims, all = scores.data
-    if (!all.every(Number.isFinite)) throw new Error('The scores of the model are not all finite.')
+    if (![...all, ...exists?.data ?? []].every(Number.isFinite)) throw new Error('The scores of the model are not all finite.')
     const maps = Array.from({length: n}, (_, i) => Float32Array.from({length: h*w}, (_, p) =>
       all[(2*i + 1)*h*w + p] - all[2*i*h*w + p]))
     const size = queries ? queries.dims[2] : 0
-    return {scores: maps, h, w, queries: Array.from({length: queries ? n : 0}, (_, i) => queries.data.slice(i*size, (i + 1)*size))}
+    const there = exists && [...exists.data].map(e => 1/(1 + Math.exp(-e)))
+    return {scores: maps, h, w, exists: there, queries: Array.from({length: queries ? n : 0}, (_, i) => queries.data.slice(i*size, (i + 1)*size))}
   }
 
-  // Log-odds of every iteration at a size: n arrays (height, width); a mask is where they are positive
+  // Log-odds of every iteration at a size: n arrays (height, width); a mask is where they are positive, and `absent` empty
   async segment(square, phrase, width, height) {
-    const {scores, h, w, queries} = await this.ask(square, phrase)
-    return {scores: scores.map(map => enlarge(map, h, w, height, width)), queries}
+    const {scores, h, w, queries, exists} = await this.ask(square, phrase)
+    const absent = scores.map((_, i) => exists ? noteAbsent(exists[i], this.about.threshold) : '')
+    return {scores: scores.map(map => enlarge(map, h, w, height, width)), queries, absent}
   }
 }
