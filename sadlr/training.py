@@ -148,7 +148,7 @@ class Training:
     loss:str='dice'            # one of `LOSSES`; LAVT's is 'cross_entropy'
     loss_options:dict=None     # of its class; in a shell JSON: '{"last": 0.5}', the weight of the last iteration
     auxiliary:float=0.         # weight of the loss on the maps of LTS and CGAN
-    existence:float=0.         # weight of the loss on "is it there?"; more than 0: SADLR's head learns to say so
+    existence:float=0.         # weight of the loss on "is it there?", such as 0.1; 0: the head does not learn to say so
     bert_layers:int=None       # layers of BERT that are trained, LAVT's are 10; none: BERT as a whole
     bert_dropout:float=None    # LAVT's is 0; none: BERT's own, 0.1
     start:str=None             # saved model's folder or LAVT's weights (.pth); IMG_SIZE is its own if none is given
