@@ -45,17 +45,23 @@ def freeze(
         parts[name].requires_grad_(False)
     if is_frozen(model): raise ValueError(f'freeze={names!r}: nothing is left to train')
 
-# %% ../nbs/39b_parts.ipynb #744b8a7f
-class FrozenParts(Callback):
-    "Keep parts that learn nothing, and frozen batch normalisations, in evaluation mode"
-    order, run_valid = TrainEvalCallback.order + 1, False
-    def before_train(self):
-        model = bare_model(self.model)
-        norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
-        for m in (*model_parts(model).values(), *norms):
-            if is_frozen(m): m.eval()
+# %% ../nbs/39b_parts.ipynb #562b2841
+def rest_frozen(
+    model:nn.Module,  # a `ReferSegmenter`, with or without wrappers around it
+):
+    "Set parts that learn nothing, and frozen batch normalisations, into evaluation mode"
+    model = bare_model(model)
+    norms = [m for m in model.modules() if isinstance(m, _BatchNorm)]
+    for m in (*model_parts(model).values(), *norms):
+        if is_frozen(m): m.eval()
 
-# %% ../nbs/39b_parts.ipynb #f96584dc
+# %% ../nbs/39b_parts.ipynb #24c543a1
+class FrozenParts(Callback):
+    "Let the statistics and the dropout of what is frozen rest in training (`rest_frozen`)"
+    order, run_valid = TrainEvalCallback.order + 1, False
+    def before_train(self): rest_frozen(self.model)
+
+# %% ../nbs/39b_parts.ipynb #ec8fb3b6
 def attention_layers(
     part:nn.Module,
 ) -> dict[str, nn.Linear]:  # name in the part -> layer
@@ -70,6 +76,7 @@ def called(
 ) -> set[nn.Module]:
     "The layers that a pass through the model calls; of others it takes the weights, and no addition would count"
     seen, p, size = set(), next(model.parameters()), model.config['img_size']
+    if p.is_meta: return {*layers}  # shapes alone, of which 42_profile computes the costs, make no pass
     hooks = [layer.register_forward_hook(lambda layer, args, out: seen.add(layer)) for layer in layers]
     ids = torch.ones(1, 2, dtype=torch.long, device=p.device)
     try:
@@ -78,7 +85,7 @@ def called(
         for hook in hooks: hook.remove()
     return seen
 
-# %% ../nbs/39b_parts.ipynb #04702cd5
+# %% ../nbs/39b_parts.ipynb #f803f8e6
 def add_lora(
     model:nn.Module,  # a `ReferSegmenter`
     rank:int,         # r

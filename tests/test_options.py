@@ -90,6 +90,12 @@ def test_blocks_that_do_not_exist(shell):
     code, said = shell('sadlr_train', *words, '--encoder_options', '{"backbone": "resnet18"}')
     assert code == 1 and 'checkpoint: leave it out' in said
 
+def test_additions_without_their_library(shell, monkeypatch):
+    "Told before anything is read"
+    monkeypatch.setitem(sys.modules, 'peft', None)
+    monkeypatch.setattr(training, 'open_data', None)
+    assert shell('sadlr_train', '--lora', 4) == (1, 'sadlr_train: peft is not installed: pip install "sadlr[lora]"')
+
 ACTING = [
     'sadlr_train --n_images 20 --start sadlr --iterations 2 --img_size 64',
     'sadlr_train --n_images 20 --start cgan --head cgan --auxiliary 1',
