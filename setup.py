@@ -9,7 +9,8 @@ here = Path(__file__).parent
 config = ConfigParser(delimiters=['='])
 config.read(here/'settings.ini', encoding='utf-8')
 cfg = config['DEFAULT']
-extras = {extra: cfg[f'{extra}_requirements'].split() for extra in ('torch', 'onnx', 'export', 'parquet', 'demo', 'dev', 'docs')}
+extras = {extra: cfg[f'{extra}_requirements'].split()
+          for extra in ('torch', 'onnx', 'export', 'parquet', 'demo', 'lora', 'dev', 'docs')}
 
 class SourceArchive(sdist):
     "With settings.ini, which this file reads wherever it is built"

@@ -179,13 +179,14 @@ def bare_model(
 def supervised_maps(
     model:nn.Module,  # a `ReferSegmenter`, with or without wrappers around it
 ) -> list[nn.Module]: # identities, whose outputs are (B, 1, h', w') logits
-    "The maps of encoder and head, or an error that names the two"
+    "The maps of encoder and head, where they learn, or an error that names the two"
     model = bare_model(model, ('encoder', 'head'))
     parts = get_model(model.encoder), get_model(model.head)
-    maps = [tap for part in parts for tap in getattr(part, 'maps', [])]
+    learning = [part for part in parts if any(p.requires_grad for p in part.parameters())]
+    maps = [tap for part in learning for tap in getattr(part, 'maps', [])]
     if maps: return maps
     names = ' nor '.join(type(part).__name__ for part in parts)
-    raise ValueError(f'there are no maps to supervise: neither {names} has an attribute `maps`')
+    raise ValueError(f'there are no maps to supervise: neither {names} learns and has an attribute `maps`')
 
 # %% ../nbs/39_callbacks.ipynb #50d2bd39
 class AuxiliaryLoss(Callback):

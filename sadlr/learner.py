@@ -27,6 +27,7 @@ from .metrics import refer_metrics
 from .models.segmenter import ReferSegmenter
 from .models.swin import NO_DECAY
 from .muon import Muon, is_map
+from .parts import FrozenParts
 from .preprocess import IMAGENET
 
 # %% ../nbs/40_learner.ipynb #6300206f
@@ -126,7 +127,8 @@ def refer_learner(
     if (wanted := getattr(bare_model(model), 'preprocessing', given)) != given:
         raise ValueError(f'the loaders make photos by {given}, the model wants {wanted}: pass '
                          'preprocessing=model.preprocessing to refer_dataloaders')
-    own = L(OnlyFinite(), EpochLines(), SkippedEpochs(), RecordedLoss(), WithoutGraph(), PolySchedule(parts=parts))
+    own = L(OnlyFinite(), EpochLines(), SkippedEpochs(), FrozenParts(), RecordedLoss(), WithoutGraph(),
+            PolySchedule(parts=parts))
     if precision != 'fp32': own.append(HalfPrecision(precision))
     if parts > 1: own.append(Accumulate(parts))
     if checkpoint: own.append(ActivationCheckpointing())

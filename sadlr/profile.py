@@ -32,6 +32,7 @@ from .callbacks import checkpoint_blocks, recomputed_blocks
 from .losses import IterativeDiceLoss
 from .models.build import create_model
 from .models.segmenter import ReferSegmenter, evaluating
+from .parts import add_lora, freeze, rest_frozen
 from .phrases import MAX_WORDS
 from .published import read_published
 
@@ -348,6 +349,17 @@ def _watch_blocks(model, alive):
         for hook in hooks: hook.remove()
 
 # %% ../nbs/42_profile.ipynb #0a7f2089
+def place_on(
+    model:nn.Module,  # on 'meta'
+    device:str,       # that need not be there, inside a `FakeTensorMode`
+):
+    "Replace tensors that are shapes alone by those of a device; `Module.to` takes no fake ones"
+    def placed(t): return torch.empty(t.shape, dtype=t.dtype, device=device)
+    for module in model.modules():
+        for name, t in module.named_buffers(recurse=False): setattr(module, name, placed(t))
+        for name, p in module.named_parameters(recurse=False):
+            setattr(module, name, nn.Parameter(placed(p), p.requires_grad))
+
 def kept_bytes(
     model:nn.Module,  # a `ReferSegmenter` in training mode
     bs:int,           # images
@@ -370,17 +382,24 @@ def training_memory(
     checkpoint:bool=False, # recompute the blocks, with `checkpoint_blocks`?
     img_size:int=480,      # side of the images
     device:str='cuda',     # whose rules of autocast are used; it need not be there
+    frozen:str='',         # parts, as `freeze` takes them
+    lora:int=0,            # rank of `add_lora`; 0: without it
     **options,             # of `create_model`
 ) -> dict[str, float]:     # GiB of 'weights', 'gradients', 'moments' and 'activations'
     "The memory of a training step, computed; the process's own 0.5 GiB or so on the GPU and scratch space not counted"
+    with torch.device('meta'): model = create_model(img_size=img_size, **options).train()
+    if frozen: freeze(model, frozen)
+    if lora: add_lora(model, lora)
+    rest_frozen(model)
     with FakeTensorMode():
-        with torch.device(device): model = create_model(img_size=img_size, **options).train()
+        place_on(model, device)
         kept, largest = kept_bytes(model, bs, img_size, precision, device)
         if checkpoint:
             checkpoint_blocks(model)
             kept = kept_bytes(model, bs, img_size, precision, device)[0] + largest
     weights = 4*sum(p.numel() for p in model.parameters())
-    parts = dict(weights=weights, gradients=weights, moments=2*weights, activations=kept)
+    trained = 4*sum(p.numel() for p in model.parameters() if p.requires_grad)
+    parts = dict(weights=weights, gradients=trained, moments=2*trained, activations=kept)
     return {name: n/2**30 for name, n in parts.items()}
 
 # %% ../nbs/42_profile.ipynb #7aefa46e

@@ -43,6 +43,7 @@ from .data.refer import PARTITIONS, Refer
 from .data.shapes import make_shapes
 from .distributed import distributed, launched
 from .evaluation import evaluate, predict_existence
+from .export import needed
 from .files import file_lock, read_json, write_file, writing
 from .learner import OPTIMIZERS, PRECISIONS, param_groups, refer_learner
 from .losses import LOSSES
@@ -52,6 +53,7 @@ from .models.lavt_ris import load_lavt_ris
 from .models.sadlr import Existence
 from .models.segmenter import evaluating, existence_module
 from .models.swin import SIZES
+from .parts import FREEZABLE, add_lora, freeze
 from .pictures import open_image
 from .preprocess import VOCABULARIES
 from .shell import check_range, one_line
@@ -78,6 +80,16 @@ def judges(
     "Whether it can say that nothing is there"
     return head in HEADS and 'existence' in signature(HEADS[head]).parameters
 
+def unlearnt_options(
+    t,                 # a `Training`
+) -> dict[str, str]:   # name -> why
+    "The options without effect, because a part learns nothing, or not as a whole"
+    frozen = {*(t.freeze or '').split(',')}
+    idle = {'bert_layers': 'lora trains additions to all layers'} if t.lora else {}
+    if 'language' not in frozen: return idle
+    if frozen & {'encoder', 'backbone'}: idle['lora'] = 'language encoder and backbone are frozen'
+    return idle | dict.fromkeys(('language_lr', 'bert_layers', 'bert_dropout'), 'the language encoder is frozen')
+
 def idle_options(
     t,                 # a `Training`, its recipe filled in or not
 ) -> dict[str, str]:   # name -> why
@@ -97,7 +109,7 @@ def idle_options(
     if t.language and not hasattr(LANGUAGES.get(t.language), 'train_layers'):
         why = f'it is for BERT, and the language encoder is {t.language!r}'
         idle |= dict.fromkeys(('bert_layers', 'bert_dropout'), why)
-    return idle
+    return idle | unlearnt_options(t)
 
 # %% ../nbs/46_training.ipynb #6aa59f7d
 def usual_partition(dataset:str) -> str:
@@ -151,6 +163,8 @@ class Training:
     existence:float=0.         # weight of the loss on "is it there?", such as 0.1; 0: the head does not learn to say so
     bert_layers:int=None       # layers of BERT that are trained, LAVT's are 10; none: BERT as a whole
     bert_dropout:float=None    # LAVT's is 0; none: BERT's own, 0.1
+    freeze:str=None            # parts that stay as they are, with commas between: language, encoder, backbone, head
+    lora:int=None              # rank of what is added to language encoder and backbone, and learns in their place
     start:str=None             # saved model's folder or LAVT's weights (.pth); IMG_SIZE is its own if none is given
     precision:str='fp32'       # 'fp32', 'bf16' or 'fp16'
     accumulate:int=1           # parts that a batch is computed in
@@ -177,7 +191,7 @@ class Training:
 # %% ../nbs/46_training.ipynb #3d08470e
 LIMITS = dict(  # least and greatest value of a number
     n_images=(1, 10**6), scene_size=(32, 4096), img_size=(1, 4096), iterations=(1, 1000),
-    epochs=(1, 10**5), bs=(1, 2**16),
+    epochs=(1, 10**5), bs=(1, 2**16), lora=(0, 1000),
     accumulate=(1, 2**16), save_every=(1, 10**9), workers=(0, 256), passes=(0, 10**5), bert_layers=(0, 1000),
     seed=(0, 2**32 - 1), data_seed=(0, 2**32 - 1), lr=(0, 1e9), language_lr=(0, 1e9), wd=(0, 1e6), auxiliary=(0, 1e6),
     existence=(0, 1e6))
@@ -225,6 +239,8 @@ def check_choices(t:Training):
     for name in idle_options(t): choices.pop(name, None)
     for name, allowed in choices.items():
         if (value := getattr(t, name)) not in allowed: raise ValueError(f'{name}={value!r}: choose one of {allowed}')
+    if not {*(t.freeze or FREEZABLE[0]).split(',')} <= {*FREEZABLE}:
+        raise ValueError(f'freeze={t.freeze!r}: choose some of {FREEZABLE}, with commas between them')
 
 # %% ../nbs/46_training.ipynb #89908472
 def check_loss(t:Training):
@@ -249,6 +265,7 @@ def check_training(t:Training):
     for name, settable in dict(iterations=iterates(t.head), existence=judges(t.head)).items():
         if settable and name in t.head_options:
             raise ValueError(f'head_options={t.head_options}: leave {name} out and use --{name}')
+    if t.lora: needed('peft', 'lora')
     if t.bs % (t.accumulate*(n := launched().num_processes)):
         by = f' by each of {n} processes' if n > 1 else ''
         raise ValueError(f'bs={t.bs} cannot be computed in accumulate={t.accumulate} equal parts{by}')
@@ -378,6 +395,8 @@ def start_model(
         raise ValueError('checkpoint: leave it out, this model has no block that can be recomputed')
     if t.bert_dropout is not None: model.language.set_dropout(t.bert_dropout)
     if t.bert_layers is not None: model.language.train_layers(t.bert_layers)
+    if t.freeze is not None: freeze(model, t.freeze)
+    if t.lora: add_lora(model, t.lora)
     return model
 
 # %% ../nbs/46_training.ipynb #b1941ffc
@@ -623,7 +642,7 @@ def run_training(
     learn = refer_learner(dls, model, t.lr, t.wd, LOSSES[t.loss](**t.loss_options), path=t.out, cbs=cbs + named,
                           precision=t.precision, parts=t.accumulate, checkpoint=t.checkpoint, optimizer=t.optimizer)
     if main: write_settings(t, refer)
-    rates = [t.language_lr*t.lr] + [t.lr]*(len(param_groups(model, muon=t.optimizer == 'muon')) - 1)
+    rates = [(t.language_lr or 0.)*t.lr] + [t.lr]*(len(param_groups(model, muon=t.optimizer == 'muon')) - 1)
     distributed(learn).fit(t.epochs, rates, cbs=saving)
     launched().destroy_process_group()
     if main: finish_run(t, refer, dls, saving)

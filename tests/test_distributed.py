@@ -20,6 +20,7 @@ from sadlr.data.shapes import make_shapes
 from sadlr.distributed import distributed, launched
 from sadlr.learner import refer_learner
 from sadlr.models.build import create_model
+from sadlr.parts import add_lora, freeze
 
 BIN = Path(sys.executable).parent
 
@@ -37,7 +38,7 @@ class Watch(Callback):
         self.losses.append(self.loss.item())
         if len(self.losses) == self.end: raise KeyboardInterrupt
 
-def learner(root, *cbs, dropout=0., names=('shapes', 'attributes'), **head_options):
+def learner(root, *cbs, dropout=0., names=('shapes', 'attributes'), less=False, **head_options):
     "The same in every process; SGD, because Adam makes steps of rounding errors where a gradient is zero"
     launched()
     set_seed(0)
@@ -46,6 +47,9 @@ def learner(root, *cbs, dropout=0., names=('shapes', 'attributes'), **head_optio
                          language_options=dict(hidden_dropout_prob=dropout))
     with torch.no_grad():
         for p in model.head.parameters(): p += .3*torch.randn_like(p) # so that it finds something
+    if less: # of the parts that learn
+        freeze(model, 'language')
+        add_lora(model, 8)
     learn = refer_learner(dls, model, lr=1e-2, parts=2, cbs=cbs)
     learn.opt_func, learn.logger = partial(OptimWrapper, opt=torch.optim.SGD), lambda row: None
     return distributed(learn)
@@ -59,6 +63,14 @@ def train(root):
         learn.fit(1)
     return dict(before=before, after=list(learn.recorder.values[-1]), seen=sorted(gather_object(watch.seen)),
                 losses=torch.tensor(gather_object([watch.losses])).mean(0), weights=learn.model.state_dict())
+
+def less(root):
+    "The weights after an epoch with a frozen part and additions to another, and which of them moved"
+    learn = learner(root, Watch(), less=True)
+    before = {name: t.clone() for name, t in learn.model.state_dict().items()}
+    with learn.no_bar(): learn.fit(1)
+    weights = learn.model.state_dict()
+    return dict(weights=weights, moved={name for name in before if not before[name].equal(weights[name])})
 
 def general(root):
     "GRES's scores where two thirds of the refs mean nothing or several objects"
@@ -89,7 +101,7 @@ def resume(root):
 
 def work(root):
     "What two processes do together"
-    results = dict(train=train(root), general=general(root), judging=judging(root), resume=resume(root))
+    results = dict(train=train(root), less=less(root), general=general(root), judging=judging(root), resume=resume(root))
     if launched().is_main_process: torch.save(results, root/'results.pt')
     launched().destroy_process_group()
 
@@ -127,6 +139,13 @@ def test_same_training_as_one_process(root, results):
     assert two['seen'] == one['seen'] and len(set(one['seen'])) == len(one['seen']) # each ref once, the same phrases
     torch.testing.assert_close(two['losses'], one['losses'], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.tensor(two['after']), torch.tensor(one['after']), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(two['weights'], one['weights'], rtol=1e-4, atol=1e-6)
+
+def test_same_training_of_less_as_one_process(root, results):
+    torch.set_num_threads(1)
+    one, two = less(root), results['less']
+    assert one['moved'] == two['moved'] and any('.lora_A.' in name for name in one['moved'])
+    assert not any(name.startswith('language.') or 'base_layer' in name for name in one['moved'])
     torch.testing.assert_close(two['weights'], one['weights'], rtol=1e-4, atol=1e-6)
 
 def test_same_scores_of_gres_as_one_process(root, results):

@@ -67,6 +67,12 @@ IDLE = [
     'sadlr_train --language gru --bert_layers 1', 'sadlr_train --language gru --bert_dropout 0',
     'sadlr_train --n_images 20 --head classifier --auxiliary 1', 'sadlr_train --n_images 20 --head cgan --existence 1',
     'sadlr_train --start cgan --head cgan --n_images 20 --existence .5',
+    *(f'sadlr_train --n_images 20 --freeze language --{option}' for option in (
+        'language_lr 0.1', 'bert_layers 1', 'bert_dropout 0')),
+    'sadlr_train --n_images 20 --lora 4 --bert_layers 1', 'sadlr_train --n_images 20 --freeze language,backbone --lora 4',
+    'sadlr_train --n_images 20 --freeze language,encoder --lora 4', 'sadlr_train --n_images 20 --language gru --lora 4',
+    'sadlr_train --n_images 20 --freeze head,language,encoder', 'sadlr_train --n_images 20 --freeze neck',
+    'sadlr_train --n_images 20 --freeze language,', 'sadlr_train --n_images 20 --freeze=',
     *(f'sadlr_evaluate --root data --predictions masks.json --{option}' for option in (
         'model sadlr', 'bs 64', 'workers 0', 'sentence raw', 'shuffle', 'save new')),
     'sadlr_profile --passes 0 --device cpu', 'sadlr_train --pdb', 'sadlr_predict a b --xtra c']
@@ -76,7 +82,7 @@ def test_option_that_cannot_act(shell, line):
     command, *words = line.split()
     code, said = shell(command, *words)
     option = [word for word in words if word.startswith('--')][-1].removeprefix('--')
-    assert code and (option.split()[0] in said or 'no maps to supervise' in said), said
+    assert code and (re.split('[ =]', option)[0] in said or 'no maps to supervise' in said), said
     assert_one_line(command, code, said)
 
 def test_blocks_that_do_not_exist(shell):
@@ -85,11 +91,19 @@ def test_blocks_that_do_not_exist(shell):
     code, said = shell('sadlr_train', *words, '--encoder_options', '{"backbone": "resnet18"}')
     assert code == 1 and 'checkpoint: leave it out' in said
 
+def test_additions_without_their_library(shell, monkeypatch):
+    "Told before anything is read"
+    monkeypatch.setitem(sys.modules, 'peft', None)
+    monkeypatch.setattr(training, 'open_data', None)
+    assert shell('sadlr_train', '--lora', 4) == (1, 'sadlr_train: peft is not installed: pip install "sadlr[lora]"')
+
 ACTING = [
     'sadlr_train --n_images 20 --start sadlr --iterations 2 --img_size 64',
     'sadlr_train --n_images 20 --start cgan --head cgan --auxiliary 1', 'sadlr_train --n_images 20 --existence .5',
     'sadlr_train --n_images 20 --start sadlr --existence 1 --img_size 64',
     'sadlr_train --n_images 20 --data_seed 0 --encoder lavt --iterations 2 --language bert --size nano --bert_layers 1',
+    'sadlr_train --n_images 20 --freeze language,head', 'sadlr_train --n_images 20 --freeze backbone --lora 2 --language_lr 1',
+    'sadlr_train --n_images 20 --lora 0 --bert_layers 1', 'sadlr_train --n_images 20 --lora 4 --checkpoint',
     'sadlr_train --n_images 20 --checkpoint --accumulate 2 --save_every 3 --wd 0 --language_lr 0 --bs 8',
     'sadlr_evaluate --root data --model sadlr --bs 8 --workers 0 --sentence sent',
     'sadlr_profile --size nano --passes 1 --device cpu']

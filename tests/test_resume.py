@@ -98,6 +98,19 @@ def test_in_parts_and_half_precision(home, monkeypatch):
     train(home/'parts killed', resume=True, **options)
     assert_same_run(home/'parts killed', home/'parts')
 
+def test_parts_that_are_frozen_or_adapted(home):
+    "With dropout and statistics of parts that learn nothing, and additions of which the saved model shows none"
+    pytest.importorskip('peft')
+    options = dict(freeze='language', lora=4, checkpoint=True)
+    train(home/'less', **options)
+    killed(home/'less killed', 'at the seventh step', **options)
+    names = checkpoint.load_state(home/'less killed/state.pt')['model']
+    assert any('.lora_A.' in name for name in names)
+    assert not any('lora' in name for name in load_file(home/'less/model/model.safetensors'))
+    with pytest.raises(ValueError, match='begun with .*freeze=language'): train(home/'less killed', resume=True, lora=4)
+    train(home/'less killed', resume=True, **options)
+    assert_same_run(home/'less killed', home/'less')
+
 def test_process_killed_from_outside(home):
     words = [f'--{name}={value}' for name, value in options_of(home/'outside').items()]
     run = forked(command, 'sadlr_train', *words)

@@ -180,6 +180,17 @@ def _tied_names(model):
     first = {}
     return {name: first.setdefault(id(t), name) for name, t in model.state_dict(keep_vars=True).items()}
 
+def _merged_state(model):
+    "The tensors of a model; what LoRA's layers of `peft` add to a weight is in it, and nothing else of them is there"
+    state = model.state_dict()
+    for name, layer in model.named_modules():
+        if not hasattr(layer, 'get_delta_weight'): continue
+        own = layer.get_base_layer().state_dict()
+        own['weight'] = sum(map(layer.get_delta_weight, layer.active_adapters), own['weight'])
+        state = {key: t for key, t in state.items() if not key.startswith(f'{name}.')}
+        state |= {f'{name}.{key}': t.detach() for key, t in own.items()}
+    return state
+
 # %% ../../nbs/29_models.build.ipynb #cc1df8d5
 @patch
 def _save_pretrained(self:ReferSegmenter, folder:Path):
@@ -194,8 +205,9 @@ def _save_pretrained(self:ReferSegmenter, folder:Path):
     elif self._tokenizer is not None: self._tokenizer.save_pretrained(folder)
     (folder/'config.json').write_text(json.dumps(config, indent=2))
     tied = _tied_names(self)
-    plain = _plain_names(tied)
-    state = {plain[k]: t for k, t in self.state_dict().items() if tied[k] == k}
+    state = {k: t for k, t in _merged_state(self).items() if tied.get(k, k) == k}
+    plain = _plain_names(state)
+    state = {plain[k]: t for k, t in state.items()}
     places = Counter(t.untyped_storage().data_ptr() for t in state.values()) # a part of another is not the same
     state = {k: t.clone() if places[t.untyped_storage().data_ptr()] > 1 else t for k, t in state.items()}
     save_file({k: t.contiguous() for k, t in state.items()}, folder/'model.safetensors')
