@@ -20,7 +20,7 @@ from PIL import Image
 
 from .phrases import MAX_WORDS, NOT_FINITE, PhraseTokenizer, as_answer, check_words, token_rows, unknown_ids
 from .pictures import open_image
-from .tiles import in_tiles
+from .tiles import deny, in_tiles
 
 # %% ../nbs/34_export.ipynb #a10e874a
 class About(NamedTuple):
@@ -177,8 +177,10 @@ class OnnxSegmenter:
         def ask(photo):
             "Log-odds (B, n, H, W) of all phrases for a photo or a tile of it"
             scores, exists = self.run(square_input(photo, self.about).repeat(len(token_ids), 0), token_ids)
-            if exists is not None: seen.append(exists)
-            return enlarge(scores[:, :, 1] - scores[:, :, 0], photo.size[::-1])
+            logits = enlarge(scores[:, :, 1] - scores[:, :, 0], photo.size[::-1])
+            if exists is None: return logits
+            seen.append(exists)
+            return logits if photo is image else deny(logits, exists, self.about.threshold)
         logits = in_tiles(image, tile, ask)
         if not seen: answers = [*map(as_answer, logits)]
         else: # something is there if a tile says so

@@ -63,3 +63,12 @@ def in_tiles(
         weights[upper:lower, left:right] += weight
     total /= weights
     return total
+
+# %% ../nbs/06b_tiles.ipynb #06bdeny1
+def deny(
+    scores:np.ndarray, # (B, n, H, W) log-odds in a tile
+    exists:np.ndarray, # (B, n) probability that what is meant is in it
+    threshold:float,   # below which it is not
+) -> np.ndarray:       # (B, n, H, W) nowhere positive where the tile denies
+    "A tile without the object votes for no pixel"
+    return np.where((exists < threshold)[..., None, None], np.minimum(scores, 0), scores)

@@ -86,6 +86,7 @@ def unlearnt_options(
     "The options without effect, because a part learns nothing, or not as a whole"
     frozen = {*(t.freeze or '').split(',')}
     idle = {'bert_layers': 'lora trains additions to all layers'} if t.lora else {}
+    if 'head' in frozen and t.existence and not t.start: idle['existence'] = 'the head is frozen'
     if 'language' not in frozen: return idle
     if frozen & {'encoder', 'backbone'}: idle['lora'] = 'language encoder and backbone are frozen'
     return idle | dict.fromkeys(('language_lr', 'bert_layers', 'bert_dropout'), 'the language encoder is frozen')
@@ -358,6 +359,8 @@ def trained_model(
     if (head := model.config['head']) != t.head: raise ValueError(f'{t.start} has the head {head!r}, not {t.head!r}')
     if existence_module(model) and not t.existence:
         raise ValueError(f'existence=0.0: {t.start} says whether anything is there, and would forget it; give a weight')
+    if t.existence and not existence_module(model) and 'head' in (t.freeze or '').split(','):
+        raise ValueError(f'existence={t.existence}: leave it out, the head is frozen and learns nothing new')
     if t.existence and not existence_module(model):  # the rest is trained, this part is new
         model.head.existence = Existence(model.encoder.channels)
         model.config['head_options'] = model.config['head_options'] | dict(existence=True)

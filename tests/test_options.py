@@ -73,6 +73,7 @@ IDLE = [
     'sadlr_train --n_images 20 --freeze language,encoder --lora 4', 'sadlr_train --n_images 20 --language gru --lora 4',
     'sadlr_train --n_images 20 --freeze head,language,encoder', 'sadlr_train --n_images 20 --freeze neck',
     'sadlr_train --n_images 20 --freeze language,', 'sadlr_train --n_images 20 --freeze=',
+    'sadlr_train --n_images 20 --freeze head --existence .1', 'sadlr_train --n_images 20 --start sadlr --freeze head --existence .1',
     *(f'sadlr_evaluate --root data --predictions masks.json --{option}' for option in (
         'model sadlr', 'bs 64', 'workers 0', 'sentence raw', 'shuffle', 'save new')),
     'sadlr_profile --passes 0 --device cpu', 'sadlr_train --pdb', 'sadlr_predict a b --xtra c']

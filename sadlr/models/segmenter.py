@@ -20,7 +20,7 @@ from .sadlr import Existence, object_logits
 from ..phrases import NOT_FINITE, Segmentation, as_answer, check_words
 from ..pictures import open_image
 from ..preprocess import IMAGENET, Preprocessing, image_tensor, load_tokenizer, tokenize
-from ..tiles import in_tiles
+from ..tiles import deny, in_tiles
 
 # %% ../../nbs/28_models.segmenter.ipynb #39f5c88e
 @contextmanager
@@ -178,8 +178,10 @@ def segment(self:ReferSegmenter,
         square = image_tensor(photo, self.config['img_size'], self.preprocessing)
         pixels = square.expand(len(token_ids), -1, -1, -1)
         scores, exists = scores_and_existence(self, pixels.to(device), token_ids.to(device))
-        if exists is not None: seen.append(exists.cpu())
-        return object_logits(scores, photo.size[::-1]).float().cpu().numpy()
+        logits = object_logits(scores, photo.size[::-1]).float().cpu().numpy()
+        if exists is None: return logits
+        seen.append(exists.cpu())
+        return logits if photo is image else deny(logits, seen[-1].numpy(), self.threshold)
     with evaluating(self): logits = in_tiles(image, tile, ask)
     if not seen: answers = [*map(as_answer, logits)]
     else: # something is there if a tile says so
