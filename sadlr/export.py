@@ -18,9 +18,9 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .phrases import MAX_WORDS, NOT_FINITE, PhraseTokenizer, as_answer, check_words, token_rows, unknown_ids
+from .phrases import MAX_WORDS, NOT_FINITE, PhraseTokenizer, check_words, token_rows, unknown_ids
 from .pictures import open_image
-from .tiles import deny, in_tiles
+from .tiles import answer_in_tiles
 
 # %% ../nbs/34_export.ipynb #a10e874a
 class About(NamedTuple):
@@ -173,18 +173,11 @@ class OnnxSegmenter:
         image = open_image(image)
         token_ids, _ = token_rows(phrase, self.tokenizer)
         check_words(phrase, self.tokenizer)
-        seen = []
         def ask(photo):
-            "Log-odds (B, n, H, W) of all phrases for a photo or a tile of it"
+            "Log-odds (B, n, H, W) of all phrases for a photo or a tile of it, and existence (B, n)"
             scores, exists = self.run(square_input(photo, self.about).repeat(len(token_ids), 0), token_ids)
-            logits = enlarge(scores[:, :, 1] - scores[:, :, 0], photo.size[::-1])
-            if exists is None: return logits
-            seen.append(exists)
-            return logits if photo is image else deny(logits, exists, self.about.threshold)
-        logits = in_tiles(image, tile, ask)
-        if not seen: answers = [*map(as_answer, logits)]
-        else: # something is there if a tile says so
-            answers = [as_answer(*one, self.about.threshold) for one in zip(logits, np.max(seen, 0))]
+            return enlarge(scores[:, :, 1] - scores[:, :, 0], photo.size[::-1]), exists
+        answers = answer_in_tiles(image, tile, ask, self.about.threshold)
         return answers[0] if isinstance(phrase, str) else answers
 
 # %% ../nbs/34_export.ipynb #6726b667
@@ -260,6 +253,8 @@ def as_graph(
             parts = (type(part).__name__ for part in (model.language, model.encoder, model.head))
             raise ValueError('a {}, {} and {} cannot be written as a graph: '.format(*parts)
                              + brief(error.__cause__ or error)) from error
+    # torch notes at every node which lines of which files it comes from: half as many bytes again, and your folders
+    import_module('onnx_ir.passes.common').ClearMetadataAndDocStringPass()(program.model)
     known = {name: fact for name, fact in about._asdict().items() if fact is not None}
     program.model.metadata_props['sadlr'] = json.dumps(known)
     return program

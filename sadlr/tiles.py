@@ -12,6 +12,8 @@ from math import ceil
 import numpy as np
 from PIL import Image
 
+from .phrases import Segmentation, as_answer
+
 # %% ../nbs/06b_tiles.ipynb #4725f5d2
 SHARED = .25 # of a tile's side, which neighbours have in common at least
 
@@ -65,10 +67,20 @@ def in_tiles(
     return total
 
 # %% ../nbs/06b_tiles.ipynb #06bdeny1
-def deny(
-    scores:np.ndarray, # (B, n, H, W) log-odds in a tile
-    exists:np.ndarray, # (B, n) probability that what is meant is in it
-    threshold:float,   # below which it is not
-) -> np.ndarray:       # (B, n, H, W) nowhere positive where the tile denies
-    "A tile without the object votes for no pixel"
-    return np.where((exists < threshold)[..., None, None], np.minimum(scores, 0), scores)
+def answer_in_tiles(
+    image:Image.Image,    # RGB
+    tile:int|None,        # as above
+    ask:Callable,         # of a photo: log-odds (B, n, H, W), and (B, n) probabilities that it is there, or `None`
+    threshold:float|None, # below which it is not there
+) -> list[Segmentation]:  # of B phrases
+    "Answers for a photo: it holds what a tile holds, and a tile that denies votes for no pixel"
+    seen = []
+    def voted(photo):
+        scores, exists = ask(photo)
+        if exists is None: return scores
+        seen.append(exists)
+        denies = (exists < threshold)[..., None, None]
+        return scores if photo is image else np.where(denies, np.minimum(scores, 0), scores)
+    scores = in_tiles(image, tile, voted)
+    exists = np.max(seen, 0) if seen else [None]*len(scores)
+    return [as_answer(*one, threshold if seen else None) for one in zip(scores, exists)]

@@ -590,7 +590,8 @@ def set_threshold(
     model.config['threshold'] = best_threshold(exists[:, -1], there)
     file = t.out/'model'/'config.json'
     write_file(file, json.dumps(read_json(file) | dict(threshold=model.config['threshold']), indent=2).encode())
-    print(f"threshold {model.config['threshold']:.3g}, of the highest mean of N-acc and T-acc on val")
+    print(f"threshold {model.config['threshold']:.3g}, of the highest mean of N-acc and T-acc on val"
+          + ': nothing is denied, since no higher one tells the two apart'*(not model.config['threshold']))
     return True
 
 def finish_run(

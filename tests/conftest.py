@@ -1,5 +1,5 @@
 "What all tests share"
-import gc
+import gc, sys
 from functools import partial
 import pytest, torch
 
@@ -32,3 +32,14 @@ def one_row():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(training, 'iteration_figure', partial(training.iteration_figure, n=1))
         yield
+
+@pytest.fixture
+def shell(monkeypatch, capsys):
+    "Run a command as its console script would: exit status or one line, and what it printed"
+    from sadlr import cli
+    def run(*words):
+        monkeypatch.setattr(sys, 'argv', [f'/usr/bin/{words[0]}', *map(str, words[1:])])
+        try: said = getattr(cli, words[0])()
+        except SystemExit as end: said = end.code
+        return said, capsys.readouterr().out
+    return run

@@ -1,12 +1,11 @@
 "Downloads from mirrors that drop, cut, mix up and refuse, and folders that are not whole"
-import hashlib, json, pickle, re, sys, threading, time, zipfile
+import hashlib, json, pickle, re, threading, time, zipfile
 from dataclasses import replace
 from http.server import BaseHTTPRequestHandler
 from socketserver import ThreadingTCPServer
 import numpy as np, pytest
 from forked import forked
 from PIL import Image
-from sadlr import cli
 from sadlr.data import download
 from sadlr.data.download import BLOCK, DOWNLOADS, GREFCOCO, RRSISD, Download, fetch, get_data, unpack
 from sadlr.data.refer import PARTITIONS
@@ -243,16 +242,6 @@ def small(serve, tmp_path, monkeypatch):
               'test': dict(images=2, refs=None, sentences=None)}
     monkeypatch.setattr(download, 'PARTITIONS', {d: {p: counts for p in PARTITIONS[d]} for d in PARTITIONS})
     return downloads
-
-@pytest.fixture
-def shell(monkeypatch, capsys):
-    "Run a command as its console script would: exit status or one line, and what it printed"
-    def run(*words):
-        monkeypatch.setattr(sys, 'argv', [f'/usr/bin/{words[0]}', *map(str, words[1:])])
-        try: said = getattr(cli, words[0])()
-        except SystemExit as end: said = end.code
-        return said, capsys.readouterr().out
-    return run
 
 def test_get_then_check(small, shell, tmp_path):
     root = tmp_path/'root'

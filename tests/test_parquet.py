@@ -42,16 +42,6 @@ def hub(shapes, tmp_path, monkeypatch):
     monkeypatch.setattr(parquet, 'snapshot_download', lambda *args, **options: asked.append((args, options)) or tmp_path/'hub')
     return asked
 
-@pytest.fixture
-def shell(monkeypatch, capsys):
-    "Run a command as its console script would: exit status or one line, and what it printed"
-    def run(*words):
-        monkeypatch.setattr(sys, 'argv', [f'/usr/bin/{words[0]}', *map(str, words[1:])])
-        try: said = getattr(cli, words[0])()
-        except SystemExit as end: said = end.code
-        return said, capsys.readouterr().out
-    return run
-
 def test_get_check_evaluate(hub, shell, shapes, tmp_path, monkeypatch):
     "RefCOCO-M as the commands know it, with the counts of this small one"
     root = tmp_path/'root'

@@ -17,10 +17,10 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from .sadlr import Existence, object_logits
-from ..phrases import NOT_FINITE, Segmentation, as_answer, check_words
+from ..phrases import NOT_FINITE, Segmentation, check_words
 from ..pictures import open_image
 from ..preprocess import IMAGENET, Preprocessing, image_tensor, load_tokenizer, tokenize
-from ..tiles import deny, in_tiles
+from ..tiles import answer_in_tiles
 
 # %% ../../nbs/28_models.segmenter.ipynb #39f5c88e
 @contextmanager
@@ -172,18 +172,12 @@ def segment(self:ReferSegmenter,
     image, device = open_image(image), next(self.parameters()).device
     token_ids, _ = tokenize(phrase, self.tokenizer)
     check_words(phrase, self.tokenizer)
-    seen = []
     def ask(photo):
-        "Log-odds (B, n, H, W) of all phrases for a photo or a tile of it"
+        "Log-odds (B, n, H, W) of all phrases for a photo or a tile of it, and existence (B, n)"
         square = image_tensor(photo, self.config['img_size'], self.preprocessing)
         pixels = square.expand(len(token_ids), -1, -1, -1)
         scores, exists = scores_and_existence(self, pixels.to(device), token_ids.to(device))
-        logits = object_logits(scores, photo.size[::-1]).float().cpu().numpy()
-        if exists is None: return logits
-        seen.append(exists.cpu())
-        return logits if photo is image else deny(logits, seen[-1].numpy(), self.threshold)
-    with evaluating(self): logits = in_tiles(image, tile, ask)
-    if not seen: answers = [*map(as_answer, logits)]
-    else: # something is there if a tile says so
-        answers = [as_answer(*one, self.threshold) for one in zip(logits, torch.stack(seen).amax(0).numpy())]
+        logits = object_logits(scores, photo.size[::-1]).float()
+        return logits.cpu().numpy(), None if exists is None else exists.cpu().numpy()
+    with evaluating(self): answers = answer_in_tiles(image, tile, ask, self.threshold)
     return answers[0] if isinstance(phrase, str) else answers
