@@ -312,6 +312,44 @@ def test_what_does_not_load_is_said(page, chromium, address):
     finally: chromium.execute_cdp_cmd('Network.setBlockedURLs', dict(urls=[]))
     assert 'iteration 3: ' in asked(page(), 'red cross')[0]
 
+def test_a_model_cut_short_is_said(chromium, folder, tmp_path):
+    place = shutil.copytree(folder, tmp_path/'page')
+    whole = (place/'model.onnx').read_bytes()
+    for content in whole[:len(whole)//2], b'', b'no model':
+        (place/'model.onnx').write_bytes(content)
+        with served(place) as address:
+            chromium.get(address)
+            wait(chromium, 'document.documentElement.dataset.ready')
+            status, alert = asked(chromium, 'red cross')
+        assert status == '' and alert.startswith('The model could not be loaded (') and '\n' not in alert, alert
+
+def test_light_and_dark(page, chromium):
+    "Every text has a contrast of 4.5 at least with what is behind it (WCAG 2, AA)"
+    contrasts = """
+        const canvas = Object.assign(document.createElement('canvas'), {width: 1, height: 1}).getContext('2d')
+        const rgba = colour => { canvas.clearRect(0, 0, 1, 1); canvas.fillStyle = colour; canvas.fillRect(0, 0, 1, 1)
+                                 return [...canvas.getImageData(0, 0, 1, 1).data] }
+        const light = ([r, g, b]) => [r, g, b].map(c => c/255).map(c => c <= .04045 ? c/12.92 : ((c + .055)/1.055)**2.4)
+            .reduce((sum, c, i) => sum + c*[.2126, .7152, .0722][i], 0)
+        const ground = element => { for (let e = element; e; e = e.parentElement) {
+            const colour = rgba(getComputedStyle(e).backgroundColor); if (colour[3] == 255) return colour }
+            return rgba(getComputedStyle(document.documentElement).colorScheme.includes('dark') ? '#000' : '#fff') }
+        return [...document.querySelectorAll('body *')].filter(e => e.checkVisibility() && !e.closest(':disabled') &&
+            [...e.childNodes].some(n => n.nodeType == 3 && n.textContent.trim()))
+            .map(e => { const [a, b] = [light(rgba(getComputedStyle(e).color)), light(ground(e))].sort((x, y) => y - x)
+                        return [e.tagName + ' ' + e.textContent.trim().slice(0, 30), (a + .05)/(b + .05)] })"""
+    grounds = []
+    try:
+        for scheme in 'light', 'dark':
+            chromium.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[dict(name='prefers-color-scheme', value=scheme)]))
+            driver = page()
+            asked(driver, 'the shiny red cross')
+            texts = driver.execute_script(contrasts)
+            assert len(texts) > 20 and not [told for told in texts if told[1] < 4.5]
+            grounds.append(driver.execute_script('return getComputedStyle(document.body).backgroundColor'))
+    finally: chromium.execute_cdp_cmd('Emulation.setEmulatedMedia', dict(features=[]))
+    assert grounds[0] != grounds[1], grounds
+
 def drop(driver, content, name, kind='image/png'):
     "Drop a file on the page"
     driver.execute_script('''const [coded, name, type] = arguments, data = new DataTransfer()
