@@ -181,7 +181,8 @@ class OnnxSegmenter:
         return answers[0] if isinstance(phrase, str) else answers
 
 # %% ../nbs/34_export.ipynb #6726b667
-PRECISIONS = {'float32': 1e-4, 'float16': .01, 'int8': .05} # -> share of pixels that may differ from PyTorch's masks
+PRECISIONS = {'float32': 1e-4, 'float16': .01, 'int8': .01} # -> share of pixels that may differ from PyTorch's masks
+MOST_BYTES = 1_500_000_000 # of weights: above 1.6 GB torch's exporter writes them beside the file
 
 def says_existence(
     model, # a `ReferSegmenter`
@@ -318,6 +319,9 @@ def export_onnx(
     if precision not in PRECISIONS: raise ValueError(f'precision={precision!r}: choose one of {", ".join(PRECISIONS)}')
     if file.suffix != '.onnx': raise ValueError(f'file={file}: a name that ends in .onnx')
     needed('onnxruntime', 'export')
+    if (weights := sum(t.nbytes for t in model.state_dict().values())) > MOST_BYTES:
+        raise ValueError(f'{file}: one file takes {MOST_BYTES/1e9:.3g} GB of weights at most, and these are '
+                         f'{weights/1e9:.3g}: choose a smaller encoder or language encoder')
     about, new = facts(model, img_size, license), file.with_name(f'{file.name}.new')
     with files.writing(new): new.touch() # where it cannot be written, that is known now
     try:
