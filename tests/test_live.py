@@ -9,6 +9,7 @@ from threading import Thread
 import numpy as np, pytest, torch
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
+from transformers import PreTrainedTokenizerFast
 from sadlr.data.shapes import draw_scene
 from sadlr.export import OnnxSegmenter, enlarge, export_onnx
 from sadlr.models.build import bundled, create_model
@@ -43,8 +44,8 @@ def served(folder):
     "The address of a folder's page"
     server = ThreadingHTTPServer(('127.0.0.1', 0), partial(Silent, directory=folder))
     Thread(target=server.serve_forever, daemon=True).start()
-    yield f'http://127.0.0.1:{server.server_port}/'
-    server.shutdown()
+    try: yield f'http://127.0.0.1:{server.server_port}/'
+    finally: server.shutdown()
 
 @pytest.fixture(scope='module')
 def address(folder):
@@ -192,13 +193,14 @@ def asked(driver, phrase):
 
 def test_little_is_loaded_before_a_question(page, address, folder):
     driver = page()
-    sizes = "performance.getEntriesByType('resource').map(r => [r.name, r.transferSize])"
-    before = dict(wait(driver, sizes))
-    assert sum(before.values()) < 1e6 and not any('onnx' in name or 'wasm' in name for name in before)
+    names = "performance.getEntriesByType('resource').map(r => r.name)"
+    before = {name.removeprefix(address) for name in wait(driver, names)} | {'index.html'}
+    assert sum((folder/name).stat().st_size for name in before) < 1e6
+    assert not any('onnx' in name or 'wasm' in name for name in before)
     status, alert = asked(driver, 'the small square above the purple circle')
     assert 'iteration 3: ' in status and not alert
-    after = dict(wait(driver, sizes))
-    assert {name.removeprefix(address) for name in after} <= {str(f.relative_to(folder)) for f in folder.iterdir()}
+    after = {name.removeprefix(address) for name in wait(driver, names)}
+    assert 'model.onnx' in after and after <= {str(f.relative_to(folder)) for f in folder.iterdir()}
     log = [entry for entry in driver.get_log('browser') if entry['level'] == 'SEVERE']
     assert not log, log
 
@@ -279,6 +281,28 @@ def test_an_address_brings_picture_phrase_and_iteration_back(page):
     assert (text(again, 'status').rsplit('; ', 1)[0], again.current_url) == (seen[0].rsplit('; ', 1)[0], seen[1])
     odd = page('#scene=-7&seed=x&phrase=red+cross&iteration=99')
     assert 'iteration 3' in answered(odd)[0]
+
+def test_the_first_iteration_gains_nothing(page):
+    "As in the notebooks' pictures"
+    driver = page('#scene=1&phrase=red+cross&iteration=1')
+    answered(driver)
+    def told(): return driver.find_element('id', 'change').get_attribute('aria-label')
+    wait(driver, "document.getElementById('change').getAttribute('aria-label')")
+    assert told() == 'The first iteration, which gains and loses nothing'
+    driver.execute_script("document.getElementById('iteration').value = 2; document.getElementById('iteration').dispatchEvent(new Event('input'))")
+    assert told().startswith('Since the iteration before: ')
+
+def test_a_folder_that_is_there_and_a_tokenizer_of_another_kind(folder, tmp_path):
+    def said(*words):
+        done = subprocess.run([sys.executable, repo/'.ci'/'live', *words], capture_output=True, text=True)
+        assert done.returncode == 2 and 'Traceback' not in done.stderr
+        return done.stderr.splitlines()[-1]
+    assert f'{folder} is there already' in said(folder)
+    tiny = create_model(size='nano', img_size=32, encoder='lts', tokenizer=PreTrainedTokenizerFast(
+        tokenizer_object=Tokenizer(models.Unigram([('[UNK]', 0.), ('a', -1.)], 0)), unk_token='[UNK]', pad_token='[UNK]'))
+    export_onnx(tiny, tmp_path/'other.onnx')
+    assert 'of the kind of BERT only, not Unigram' in said(tmp_path/'page', '--model', tmp_path/'other.onnx')
+    assert not (tmp_path/'page').exists()
 
 def test_the_last_choice_counts(page):
     "A picture that arrives after a later choice is not shown; a phrase of the old one makes way, a typed one stays"
@@ -394,7 +418,8 @@ def test_no_page_scrolls_sideways(page):
     driver = page()
     try:
         for width in 1280, 390:
-            driver.set_window_size(width, 900)
+            driver.execute_cdp_cmd('Emulation.setDeviceMetricsOverride',
+                                   dict(width=width, height=900, deviceScaleFactor=1, mobile=False))
             asked(driver, 'red cross')
-            assert driver.execute_script('return document.documentElement.scrollWidth <= innerWidth')
-    finally: driver.set_window_size(1280, 1000)
+            assert driver.execute_script('return [innerWidth, document.documentElement.scrollWidth <= innerWidth]') == [width, True]
+    finally: driver.execute_cdp_cmd('Emulation.clearDeviceMetricsOverride', {})

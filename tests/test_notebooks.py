@@ -42,6 +42,10 @@ def test_no_score_is_taken_for_an_address(cells):
     "JupyterLab makes a link to a mailbox of a plain P@0.5"
     assert [c.source[:40] for c in cells if c.cell_type == 'markdown' and re.search(r'(?<![`\w])P@0\.\d', c.source)] == []
 
+def test_every_figure_has_a_text_of_its_own(cells):
+    def shown(cell): return any(kind.startswith('image/') for out in cell.outputs for kind in out.get('data', {}))
+    assert [c.source[:60] for c in code(cells) if shown(c) and not re.search(r'^#\|\s*fig-alt: .', c.source, re.M)] == []
+
 def test_lines_fit(cells):
     assert [line for c in code(cells) for line in c.source.splitlines() if len(line) > 120] == []
 

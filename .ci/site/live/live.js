@@ -194,7 +194,7 @@ function draw() {
     $('mask').setAttribute('aria-label', 'The picture, without an answer')
     return fill($('mask'), pixel)
   }
-  const scores = answer.scores[at], is = maskAt(at), was = maskAt(at - 1)
+  const scores = answer.scores[at], is = maskAt(at), was = maskAt(Math.max(at - 1, 0))
   const grey = i => Array(3).fill((data[4*i] + data[4*i + 1] + data[4*i + 2])/3)
   const inside = (x, y, times) => { // of the enlarged picture; outside it, as its nearest pixel
     const clamp = (v, n) => Math.min(Math.max(Math.floor(v/times), 0), n - 1)
@@ -216,7 +216,7 @@ function draw() {
   say(at, scores, is, was)
 }
 
-// Whether a pixel is in the mask of an iteration; none is before the first one, or where the model says that nothing is there
+// Whether a pixel is in the mask of an iteration; none is where the model says that nothing is there
 function maskAt(at) {
   const scores = state.answer.scores[at]
   return !scores || state.answer.absent[at] ? () => false : i => scores[i] > 0
@@ -241,7 +241,7 @@ function say(at, scores, is, was) {
     + (absent ? '' : `probability up to ${probability(top).toFixed(2)}; `)
     + (unknown.length ? `without the unknown ${unknown.join(', ')}; ` : '') + `answered in ${Math.round(state.took)} ms.`
   $('mask').setAttribute('aria-label', `The picture with the mask of iteration ${at + 1}: ${text}`)
-  $('change').setAttribute('aria-label', `Since the iteration before: ${gained} pixels gained, ${lost} lost`)
+  $('change').setAttribute('aria-label', at ? `Since the iteration before: ${gained} pixels gained, ${lost} lost` : 'The first iteration, which gains and loses nothing')
   $('score').setAttribute('aria-label', `Probability of each pixel to be the object, up to ${probability(top).toFixed(2)}`)
 }
 
