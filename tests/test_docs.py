@@ -4,9 +4,10 @@ from collections import Counter
 from html.parser import HTMLParser
 from importlib.util import find_spec
 from pathlib import Path
-from urllib.parse import unquote, urlsplit
+from urllib.parse import quote, unquote, urlsplit
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
+from test_live import chromium, needs_browser, served, wait
 
 repo = Path(__file__).parent.parent
 sys.path.insert(0, str(repo/'.ci'/'site'))
@@ -213,3 +214,19 @@ def test_an_argument_is_not_taken_for_a_function(site):
         found = linked(f'sadlr.{name}.html', argument)
         assert found and not any(found)
     assert any(linked('metrics.html', 'score')) and any(linked('sadlr.learner.html', 'refer_metrics'))
+
+MEANT = {'train on my own photos': 'tutorial.your_own_photos', 'own encoder': 'tutorial.your_own_encoder',
+         'custom backbone': 'models.timm_encoder', 'reproduce RefCOCO paper': 'tutorial.train_on_refcoco',
+         'multi gpu': 'distributed', 'oIoU': 'metrics', 'pretrained checkpoint': 'models.lavt_ris'}
+
+@needs_extra
+@needs_browser
+def test_a_search_finds_what_was_meant(site, chromium):
+    "As the first answer"
+    with served(named(site, 'search.html').parent) as address:
+        found = {}
+        for query in MEANT:
+            chromium.get(f'{address}search.html?q={quote(query)}')
+            first = wait(chromium, "document.querySelector('#search-results li a')?.href")
+            found[query] = Path(urlsplit(first).path).stem
+    assert found == MEANT

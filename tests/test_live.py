@@ -20,8 +20,9 @@ repo = Path(__file__).parent.parent
 BROWSER, DRIVER = (next(filter(None, map(shutil.which, names)), None)
                    for names in (('chromium', 'google-chrome', 'chrome'), ('chromedriver',)))
 NEEDED = {'chromium': BROWSER, 'chromedriver': DRIVER, 'npm': shutil.which('npm'), 'selenium': find_spec('selenium')}
-pytestmark = pytest.mark.skipif(not all(NEEDED.values()), reason='the page was NOT tested, for want of ' + ', '.join(
-    name for name, found in NEEDED.items() if not found))
+pytestmark = needs_browser = pytest.mark.skipif(
+    not all(NEEDED.values()), reason='the page was NOT tested, for want of ' + ', '.join(
+        name for name, found in NEEDED.items() if not found))
 FLAGS = ('--headless=new --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
          '--disable-component-update --disable-sync').split()
 
