@@ -56,7 +56,7 @@ def sadlr_predict(
     answer = load_segmenter(model).segment(photo, phrase, tile)
     picture = io.BytesIO()
     absent = note_absent(answer)
-    if kind == 'GIF': save_gif(photo, answer.iterations, picture, phrase)
+    if kind == 'GIF': save_gif(photo, answer.iterations, picture, ': '.join(filter(None, [phrase, absent])))
     elif absent: add_texts(np.asarray(photo), phrase, absent).save(picture, kind)
     else: Image.fromarray(paint_mask(np.asarray(photo)/255, answer.mask)).save(picture, kind)
     write_file(out, picture.getvalue())

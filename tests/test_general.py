@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from pycocotools import mask as coco_mask
-from sadlr import cli
+from sadlr import cli, predict
 from fastai.callback.core import Callback
 from fastai.optimizer import OptimWrapper
 from fastai.torch_core import set_seed
@@ -204,6 +204,13 @@ def test_one_of_several_without_pixels_is_named(tmp_path):
         refer_samples(refer, 'train')
     assert any('annotation 11' in line for line in check_data(tmp_path, 'grefcoco'))
 
+def test_one_of_several_that_covers_nothing_is_named(tmp_path):
+    "The union hides it, so the check looks at each"
+    flat = [[10, 10, 20, 10, 30, 10]]
+    write(tmp_path, change=lambda refs, instances: instances['annotations'][5].update(segmentation=flat))
+    assert [line.partition('/')[0] for line in check_data(tmp_path, 'grefcoco')] == [f'grefcoco (unc), ref {k}: ' for k in (12, 13)]
+    assert all(line.endswith('annotation 11: no pixel is covered') for line in check_data(tmp_path, 'grefcoco'))
+
 @pytest.mark.parametrize('suffix', ['p', 'json'])
 def test_damaged_files(tmp_path, suffix):
     "Flipped bits and cuts: refused in one line, or usable"
@@ -311,6 +318,10 @@ def test_a_head_that_can_say_no(root, refer, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(sys, 'argv', ['sadlr_predict', '--model', 'run/model', str(sample.image), sample.phrase])
     cli.sadlr_predict()
     assert note_absent(denied) in capsys.readouterr().out
+    monkeypatch.setattr(predict, 'save_gif', lambda photo, masks, file, phrase: file.write(phrase.encode()))
+    sys.argv += ['--out', 'denied.gif']
+    cli.sadlr_predict()
+    assert (tmp_path/'denied.gif').read_text() == f'{sample.phrase}: {note_absent(denied)}'
 
 def test_recomputed_and_in_parts(refer):
     "The same weights, whether activations are kept or computed again, and however many parts a batch has"
