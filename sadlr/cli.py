@@ -172,14 +172,18 @@ def sadlr_data(
     dataset:str=None, # only this one, such as 'refcoco' or 'refcoco-m'; or, to check, any folder of ROOT
     parquet:str=None, # get: a parquet file, a folder of them, or a name on the hub, of which DATASET is made
     split:str=None,   # of the parquet files; none: val
+    images:Path=None, # of the parquet files: folder of the photos; none: they are in the files
 ):
-    "Check the data sets and their images below ROOT, or download RefCOCO, RefCOCO+, G-Ref and COCO's train2014"
+    "Check the data sets below ROOT, get RefCOCO, RefCOCO+, G-Ref and COCO's train2014, or make one of parquet files"
     if action not in ('check', 'get'): raise ValueError(f"say 'check' or 'get', not {action!r}")
     if parquet and (action == 'check' or not dataset):
         raise ValueError(f'parquet={parquet}: it is for get, and takes a dataset, the name of what is made of it')
-    if split and not parquet: raise ValueError(f'split={split}: leave it out, only parquet files have one')
-    if parquet or action == 'get' and dataset in HUB:
-        return print(write_parquet(root, dataset, parquet, split or 'val'))
+    for name, value in dict(split=split, images=images).items():
+        if value and not parquet: raise ValueError(f'{name}={value}: leave it out, it is for parquet files')
+    if parquet: return print(write_parquet(root, dataset, parquet, split or 'val', images))
+    if action == 'get' and dataset in HUB:
+        there = (Path(root)/dataset/'instances.json').is_file() # a data set of parquet is there whole or not at all
+        return print(f'{dataset}: there already' if there else write_parquet(root, dataset))
     if action == 'get': return get_data(root, dataset)
     if wrong := check_data(root, dataset):
         print(*wrong, sep='\n')

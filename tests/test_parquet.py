@@ -1,6 +1,5 @@
 "Tables of the hub become REFER's files: the command, scores as on the set they were made of, and what is left on disk"
 import io, subprocess, sys
-from contextlib import redirect_stdout
 from pathlib import Path
 import numpy as np, pytest
 from PIL import Image
@@ -8,7 +7,6 @@ from sadlr import cli
 from sadlr.data import parquet
 from sadlr.data.refer import PARTITIONS, Refer
 from sadlr.data.shapes import make_shapes
-from sadlr.predictions import read_predictions
 
 pyarrow = pytest.importorskip('pyarrow', reason='needs the parquet extra: pip install -e ".[parquet]"')
 from pyarrow import parquet as tables
@@ -48,6 +46,7 @@ def test_get_check_evaluate(hub, shell, shapes, tmp_path, monkeypatch):
     assert shell('sadlr_data', 'get', root, '--dataset', 'refcoco-m')[0] is None
     (args, options), = hub
     assert args == ('moondream/refcoco-m',) and options['repo_type'] == 'dataset' and len(options['allow_patterns']) == 2
+    assert shell('sadlr_data', 'get', root, '--dataset', 'refcoco-m') == (None, 'refcoco-m: there already\n') and len(hub) == 1
     said, out = shell('sadlr_data', 'check', root, '--dataset', 'refcoco-m')
     assert 'not whole' in said and 'refs and not 2080' in out # it is not the published one, and that is found
     monkeypatch.setitem(PARTITIONS['refcoco-m'], 'moondream', {'val': Refer(root, 'refcoco-m', 'moondream').counts()['val']})
@@ -56,9 +55,6 @@ def test_get_check_evaluate(hub, shell, shapes, tmp_path, monkeypatch):
     asked = 'sadlr_evaluate', '--model', 'shapes', '--protocol', 'lisa'
     said, ours = shell(*asked, '--root', root, '--dataset', 'refcoco-m')
     assert said is None
-    with redirect_stdout(io.StringIO()): cli.sadlr_evaluate('shapes', shapes.root, split_by='relations', split='train,val',
-                                                            protocol='lisa', save=tmp_path/'masks.json')
-    both = read_predictions(tmp_path/'masks.json')
     scores = {}
     for name in 'train', 'val':
         _, out = shell(*asked, '--root', shapes.root, '--split_by', 'relations', '--split', name)
@@ -80,9 +76,21 @@ def test_own_table(shell, shapes, tmp_path):
     said, _ = shell('sadlr_data', 'get', tmp_path/'root', '--dataset', 'mine', '--parquet', path, '--split', 'testA')
     assert 'is there' in said and len(said.splitlines()) == 1
 
+def test_photos_in_a_folder(shell, shapes, tmp_path):
+    "A file of any name whose photos lie elsewhere"
+    rows = [{k: v for k, v in row.items() if k != 'image'} for row in rows_of(shapes, 'test')]
+    get = 'sadlr_data', 'get', tmp_path/'root', '--dataset', 'mine', '--parquet', write(rows, tmp_path/'mine.parquet')
+    said, _ = shell(*get)
+    assert 'row 0, image: there is no photo in the row' in said and len(said.splitlines()) == 1
+    assert shell(*get, '--images', shapes.images)[0] is None
+    refer = Refer(tmp_path/'root', 'mine', 'own')
+    assert {refer.image_path(ref).read_bytes() for ref in refer.refs('val')} == {
+        shapes.image_path(ref).read_bytes() for ref in shapes.refs('test')}
+
 @pytest.mark.parametrize('words, told', [
     (('get', 'root', '--parquet', 'x.parquet'), 'takes a dataset'), (('check', 'root', '--dataset', 'a', '--parquet', 'b'), 'for get'),
     (('get', 'root', '--dataset', 'refcoco', '--parquet', 'b'), 'another data set'), (('get', 'root', '--split', 'val'), 'split=val'),
+    (('get', 'root', '--images', 'photos'), 'images=photos'),
     (('get', 'root', '--dataset', 'rrsisd'), 'no program can fetch rrsisd')])
 def test_mistakes_of_the_command(shell, words, told):
     said, _ = shell('sadlr_data', *words)

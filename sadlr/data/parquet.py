@@ -99,7 +99,7 @@ def photo_name(
     name:str, # `file_name` of a row
 ) -> str:     # of the photo in COCO
     "The name of a photo; a ValueError where it would lead out of a folder"
-    if phrase_fault(name) or name in ('.', '..') or {'/', '\\', '\0'} & {*name}:
+    if phrase_fault(name) or name in ('.', '..') or {'/', '\\', '\0'} & {*name} or len(name.encode()) > 255:
         raise ValueError(f'file_name: {name[:80]!r} is no plain name of a photo')
     return re.sub(r'^(COCO_train2014_\d{12})_\d+(\.\w+)$', r'\1\2', name)
 
@@ -232,6 +232,7 @@ def first_photos(
 
 # %% ../../nbs/16_data.parquet.ipynb #9e6d125a
 HUB = {'refcoco-m': 'moondream/refcoco-m'} # published data set -> its name on the hub
+SPLITS = {split for partitions in PARTITIONS.values() for counts in partitions.values() for split in counts}
 
 def split_of(
     path:Path, # of a parquet file
@@ -261,6 +262,7 @@ def parquet_files(
         if not re.fullmatch(r'[\w.-]+/[\w.-]+', str(source)):
             raise FileNotFoundError(f'there is no file or folder {source}')
         path = from_hub(str(source), split)
+    if path.is_file() and split_of(path) not in SPLITS: return [path] # its name says nothing
     files = sorted(path.rglob('*.parquet')) if path.is_dir() else [path]
     if not files: raise FileNotFoundError(f'there is no parquet file of {split} in {source}')
     found = [file for file in files if split_of(file) == split]
