@@ -5,7 +5,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sadlr.data.shapes import SceneObject, make_refs, make_shapes
+from sadlr.data.shapes import SceneObject, draw_scene, make_refs, make_shapes
 
 # Trained models and stored results rest on these phrases
 CHECKSUMS = dict(attributes=2216069504, relations=2202444159, any=2496683232)
@@ -19,6 +19,14 @@ def checksum(level):
 
 @pytest.mark.parametrize('level', CHECKSUMS)
 def test_phrases_stay(level): assert checksum(level) == CHECKSUMS[level]
+
+def test_scenes_stay():
+    "What stands in the first scenes of two seeds, and how one of them looks, to a few pixels"
+    looks = [draw_scene(seed, i, 32).looks for seed in (0, 50) for i in range(6)]
+    assert zlib.crc32(json.dumps(looks).encode()) == 1498770735
+    scene = draw_scene(0, 5)
+    np.testing.assert_allclose(scene.masks.sum((1, 2)), [86, 173, 96, 219, 90, 234, 101], atol=2)
+    np.testing.assert_allclose(scene.image.mean((0, 1)), [81.18, 77.53, 95.76], atol=.1)
 
 def test_phrases_do_not_rest_on_the_order_of_a_set():
     "Words are hashed with another seed in each process"
