@@ -21,6 +21,7 @@ from .files import read_json, write_file, writing
 from .masks import RLE, rle_area, rle_overlap, to_rle, union_rle
 from .metrics import named_protocol, summarise
 from .models.build import ReferSegmenter
+from .models.segmenter import existence_module
 from .preprocess import square_mask
 
 # %% ../nbs/45_predictions.ipynb #25dfde16
@@ -59,7 +60,7 @@ def save_predictions(
     sentence:str='raw',     # 'raw', as typed, which LAVT reads, or 'sent', cleaned
 ):
     "Write the masks of every sentence and iteration"
-    path, lines = Path(path), []
+    path, lines, judges = Path(path), [], existence_module(model) is not None
     if path.exists(): raise FileExistsError(f'{path} exists: choose another name or remove it')
     if not path.parent.is_dir(): raise FileNotFoundError(f'there is no folder {path.parent} to write {path.name} into')
     with writing(trial := path.with_name(f'{path.name}.new')): # a folder that takes no file is an error now
@@ -70,8 +71,9 @@ def save_predictions(
         found = predict_masks(model, refer_samples(refer, split, sentence), bs, num_workers, progress, protocol)
         for (ref, sent_id), (masks, _) in zip(asked, found, strict=True):
             facts = ref.ref_id, _meant(ref), ref.image_id, refer.dataset, refer.split_by, split
-            lines += [msgspec.json.encode(Prediction(sent_id, to_rle(mask), iteration, *facts))
-                      for iteration, mask in enumerate(masks.cpu().numpy(), 1)]
+            for iteration, mask in enumerate(masks.cpu().numpy(), 1):
+                said = True if judges and not mask.any() else None # otherwise the mask tells
+                lines.append(msgspec.json.encode(Prediction(sent_id, to_rle(mask), iteration, *facts, said)))
     write_file(path, b'[\n' + b',\n'.join(lines) + b'\n]\n')
 
 # %% ../nbs/45_predictions.ipynb #678c852c

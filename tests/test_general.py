@@ -20,6 +20,7 @@ from sadlr.data.refer import Refer
 from sadlr.evaluation import evaluate, predict_existence, shuffle_phrases
 from sadlr.learner import refer_learner
 from sadlr.losses import LOSSES
+from sadlr.masks import from_rle
 from sadlr.metrics import PROTOCOLS, IoURecord, best_threshold, score, summarise
 from sadlr.models.build import HEADS, ReferSegmenter, create_model
 from sadlr.phrases import note_absent
@@ -311,7 +312,9 @@ def test_a_head_that_can_say_no(root, refer, tmp_path, monkeypatch, capsys):
     for protocol in 'gres', 'gres50', 'lavt':
         save_predictions(f'{protocol}.json', model, refer, ['val'], progress=False, protocol=protocol)
         direct = evaluate(model, refer_samples(refer, 'val'), progress=False, protocol=protocol)
-        assert score_predictions(read_predictions(f'{protocol}.json'), refer, 'val', protocol) == direct
+        answers = read_predictions(f'{protocol}.json')
+        assert {(p.no_target, bool(from_rle(p.segmentation).any())) for p in answers} == {(True, False), (None, True)}
+        assert score_predictions(answers, refer, 'val', protocol) == direct
     sample = refer_samples(refer, 'val')[int(exists[:, -1].argmin())]
     denied = model.segment(sample.image, sample.phrase)
     assert not denied.mask.any() and note_absent(denied).startswith('not there (probability that it is: ')
