@@ -54,7 +54,7 @@ def in_tiles(
 ) -> np.ndarray:       # (B, n, H, W) float32
     "Log-odds for a photo, merged from those of its tiles"
     if tile is not None and (not isinstance(tile, (int, np.integer)) or tile < LEAST):
-        raise ValueError(f'tile={tile}: the side of a tile is {LEAST} pixels of the photo at least')
+        raise ValueError(f'tile={tile!r}: the side of a tile is {LEAST} pixels of the photo at least')
     boxes = tile_boxes(*image.size, tile or max(image.size))
     if len(boxes) == 1: return ask(image)
     total, weights = None, np.zeros(image.size[::-1], np.float32)

@@ -26,6 +26,7 @@ from sadlr.models.build import HEADS, ReferSegmenter, create_model
 from sadlr.phrases import note_absent
 from sadlr.predictions import read_predictions, save_predictions, score_predictions
 from sadlr.preprocess import word_tokenizer
+from sadlr.training import Training, set_threshold
 
 class StillNorms(Callback):
     "Leave batch statistics out, which depend on the size of a part"
@@ -301,6 +302,7 @@ def test_a_head_that_can_say_no(root, refer, tmp_path, monkeypatch, capsys):
     settings = json.loads((tmp_path/'run'/'settings.json').read_text())['options']
     threshold = json.loads((tmp_path/'run'/'model'/'config.json').read_text())['threshold']
     assert settings['existence'] == 1 and settings['head_options'] == {} and f'threshold {threshold:.3g}, of' in out
+    assert '--dataset grefcoco --protocol gres' in out
     model = ReferSegmenter.from_pretrained(tmp_path/'run'/'model')
     exists, there = predict_existence(model, refer_samples(refer, 'val'))
     assert model.threshold == threshold == best_threshold(exists[:, -1], there)
@@ -325,6 +327,16 @@ def test_a_head_that_can_say_no(root, refer, tmp_path, monkeypatch, capsys):
     sys.argv += ['--out', 'denied.gif']
     cli.sadlr_predict()
     assert (tmp_path/'denied.gif').read_text() == f'{sample.phrase}: {note_absent(denied)}'
+
+@pytest.mark.parametrize('some, lacking', [(True, 'nothing'), (False, 'something')])
+def test_a_threshold_needs_both_kinds_of_phrases(refer, tmp_path, capsys, some, lacking):
+    "Otherwise it stays as it was, the run says so, and GRES's scores are printed where something is absent"
+    model = create_model(size='nano', img_size=32, tokenizer=word_tokenizer(['thing']), head_options=dict(existence=True),
+                         threshold=.3)
+    kept = [s for s in refer_samples(refer, 'val') if bool(coco_mask.area(s.rle)) == some]
+    assert set_threshold(Training(existence=1., out=tmp_path), model, kept, 8) is (not some)
+    assert f'threshold 0.3, not chosen: val has no phrase for {lacking}' in capsys.readouterr().out
+    assert model.threshold == .3 and not [*tmp_path.iterdir()]
 
 def test_recomputed_and_in_parts(refer):
     "The same weights, whether activations are kept or computed again, and however many parts a batch has"
