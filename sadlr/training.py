@@ -637,6 +637,8 @@ def run_training(
         model = start_model(t, refer)
     t = decided(t, model)
     if t.auxiliary: supervised_maps(model)  # or an error
+    if main and t.existence and all(ref.ann_ids for ref in refer.refs('train')):
+        warnings.warn(f'existence={t.existence}: no phrase for training means nothing, so the head learns to say yes')
     if resumed: check_resumed(t, begun, json.loads(json.dumps(refer.counts())))
     dls = training_loaders(t, refer, model)
     saving = Checkpoint(t.out, 'oIoU' if t.validate else None, t.save_every*t.accumulate, t.resume)

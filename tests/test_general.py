@@ -26,7 +26,7 @@ from sadlr.models.build import HEADS, ReferSegmenter, create_model
 from sadlr.phrases import note_absent
 from sadlr.predictions import read_predictions, save_predictions, score_predictions
 from sadlr.preprocess import word_tokenizer
-from sadlr.training import Training, set_threshold
+from sadlr.training import Training, set_threshold, train
 
 class StillNorms(Callback):
     "Leave batch statistics out, which depend on the size of a part"
@@ -337,6 +337,12 @@ def test_a_threshold_needs_both_kinds_of_phrases(refer, tmp_path, capsys, some, 
     assert set_threshold(Training(existence=1., out=tmp_path), model, kept, 8) is (not some)
     assert f'threshold 0.3, not chosen: val has no phrase for {lacking}' in capsys.readouterr().out
     assert model.threshold == .3 and not [*tmp_path.iterdir()]
+
+def test_a_training_without_phrases_for_nothing(tmp_path, capsys):
+    "It is told before the first step, because nobody could see it in the scores of such data"
+    with pytest.warns(UserWarning, match='existence=0.1: no phrase for training means nothing'):
+        train(Training(root=tmp_path/'data', out=tmp_path/'run', n_images=20, epochs=1, img_size=32, existence=.1))
+    assert 'threshold 0.5, not chosen' in capsys.readouterr().out
 
 def test_recomputed_and_in_parts(refer):
     "The same weights, whether activations are kept or computed again, and however many parts a batch has"
