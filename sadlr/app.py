@@ -187,7 +187,7 @@ def write_space(
 # %% ../nbs/52_app.ipynb #52app020
 @command
 def sadlr_demo(
-    model:str='shapes',   # folder, hub name, LAVT's weights (.pth), 'shapes', which ships, or a file (.onnx)
+    model:str='shapes',   # folder, hub name, LAVT's weights (.pth), a file (.onnx), 'shapes' or 'any'
     examples:Path=None,   # folder of pictures, each named after a phrase for it; none: scenes, if there is PyTorch
     space:Path=None,      # new folder to write for the hub's Spaces; none: the page is served here
 ):

@@ -43,7 +43,7 @@ def load_segmenter(
 def sadlr_predict(
     image:Path,                    # a photo
     phrase:str,                    # what to find in it
-    model:str='runs/shapes/model', # folder, hub name, LAVT's weights (.pth), 'shapes', which ships, or a file (.onnx)
+    model:str='runs/shapes/model', # folder, hub name, LAVT's weights (.pth), a file (.onnx), 'shapes' or 'any'
     out:Path='overlay.png',        # picture to write: the photo with the mask over it; NAME.gif shows every iteration
     tile:int=None,                 # side of overlapping tiles in pixels of the photo, for small objects; none: no tiles
 ):

@@ -320,11 +320,11 @@ def from_pretrained(cls:ReferSegmenter,
     return load_folder(folder, encoder)
 
 # %% ../../nbs/29_models.build.ipynb #240e6320
-BUNDLED = 'shapes',
+BUNDLED = 'shapes', 'any'
 
 def bundled(
     name:str='shapes', # one of `BUNDLED`
 ) -> ReferSegmenter:   # in eval mode
-    "A trained model that ships with the package: 'shapes' knows rendered scenes and phrases of the level `relations`"
+    "A trained model that ships with the package; both know rendered scenes, and 'any' can also mark several or say no"
     if name not in BUNDLED: raise ValueError(f'bundled={name!r}: choose one of {BUNDLED}')
     return load_folder(Path(files('sadlr')/'assets'/name))
