@@ -103,6 +103,13 @@ def published_table(
     return '\n'.join([f'{"published":34} {keys[0]:>6} {keys[1]:>6}', *table, *notes])
 
 # %% ../nbs/51_cli.ipynb #93ba8d1c
+def usual_protocol(
+    refer:Refer,
+) -> str: # one of `PROTOCOLS`
+    "How the data set is scored where nobody says it"
+    if refer.dataset == 'refcoco-m': return 'lisa'
+    return 'gres' if any({'for none', 'for several'} & {*c} for c in refer.counts().values()) else 'lavt'
+
 def check_no_model(
     predictions:Path, # a file of masks to score
     **options,        # of a model and its passes
@@ -119,7 +126,7 @@ def sadlr_evaluate(
     dataset:str='shapes',   # a folder of ROOT
     split_by:str=None,      # partition; none: the usual one
     split:str='val',        # split, several with commas between them, or 'all'; every sentence of it
-    protocol:str='lavt',    # how masks are made and counted, one of `PROTOCOLS`; 'lavt', 'gres': at the network's size
+    protocol:str=None,      # how masks are made and counted, one of `PROTOCOLS`; none: the data set's usual one
     sentence:str=None,      # 'raw', as typed (LAVT), or 'sent', cleaned (CRIS, LISA); none: 'raw'
     shuffle:bool=False,     # exchange the phrases among the objects of each image, as a control
     predictions:Path=None,  # a file of masks to score; then neither a model nor an image is read
@@ -128,12 +135,13 @@ def sadlr_evaluate(
     workers:int=None,       # loader processes; none: 0
 ):
     "Score a model, or a file of masks: P@X, mIoU and oIoU (or GRES's scores) per iteration, in percent"
-    named_protocol(protocol)
+    if protocol: named_protocol(protocol)
     if sum(map(bool, (shuffle, predictions, save))) > 1: raise ValueError('use one of shuffle, predictions and save')
     if predictions: check_no_model(predictions, model=model, sentence=sentence, bs=bs, workers=workers)
     sentence = sentence or 'raw'
-    asking = dict(bs=bs or 64, num_workers=workers or 0, protocol=protocol)
     refer = Refer(root, dataset, split_by or usual_partition(dataset))
+    protocol = protocol or usual_protocol(refer)
+    asking = dict(bs=bs or 64, num_workers=workers or 0, protocol=protocol)
     splits = refer.splits if split == 'all' else split.split(',')
     for name in splits: refer.refs(name) # a wrong name is an error now
     if not predictions: segmenter = load_model(model or f'runs/{dataset}/model')

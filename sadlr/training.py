@@ -569,7 +569,6 @@ def next_commands(
         options = dict(root=t.root, dataset=dataset, split_by=split_by, sentence=t.sentence)
         usual = dict(root='data', dataset='shapes', split_by=usual_partition(dataset), sentence='raw')
         given = [word for k, v in options.items() if str(v) != usual[k] for word in (f'--{k}', v)]
-        if t.existence: given += ['--protocol', 'gres']
         lines.append(['sadlr_evaluate', '--model', model, *given])
     phrase = getattr(ref.sentences[0], t.sentence)
     lines.append(['sadlr_predict', '--model', model, *['--']*phrase.startswith('-'), refer.image_path(ref), phrase])

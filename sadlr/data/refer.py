@@ -180,19 +180,18 @@ class ReadRef(Ref, omit_defaults=True, frozen=True, gc=False):
     "A ref as a file has it"
     no_target:bool|None = None # gRefCOCO's
 
-    def plain(self) -> Ref: # with () for [-1]
+    def plain(self) -> Ref: # with () for [-1], and each annotation once
         "The ref, checked; a ValueError where its lists make no sense"
         lists = {name: ids for name in ('ann_id', 'category_id') if isinstance(ids := getattr(self, name), tuple)}
         for name, ids in lists.items():
             told = f'ref {self.ref_id}: its {name} is {[*ids[:5]]}'
             if not ids: raise ValueError(f'{told}, and where nothing is meant it is [-1]')
             if -1 in ids and len(ids) > 1: raise ValueError(f'{told}, and -1, for nothing, stands alone')
-            twice = name == 'ann_id' and len({*ids}) < len(ids)
-            if twice: raise ValueError(f'{told}: one annotation stands there twice')
         if self.no_target not in (None, self.ann_ids == (-1,)):
             told = f'its no_target is {self.no_target}, its ann_id {[*self.ann_ids[:5]]}'
             raise ValueError(f'ref {self.ref_id}: {told}')
-        changes = {name: () for name, ids in lists.items() if ids == (-1,)}
+        if 'ann_id' in lists: lists['ann_id'] = tuple(dict.fromkeys(lists['ann_id']))
+        changes = {name: () if ids == (-1,) else ids for name, ids in lists.items()}
         return msgspec.structs.replace(self, no_target=None, **changes) if lists else self
 
 def _encoded(ref):
@@ -316,7 +315,10 @@ def find_refs(
 ) -> Path:         # of the refs file
     "The refs file of a partition; an error names what there is instead"
     paths = [Path(root)/dataset/kind.format(split_by) for kind in REFS_FILES]
-    if there := [path for path in paths if path.is_file()]: return there[0]
+    if there := [path for path in paths if path.is_file()]:
+        if there[0] == paths[0] and len(there) > 1:
+            raise ValueError(f'{there[0]} and {there[1].name} are both there: leave the one that you mean')
+        return there[0]
     path = paths[-1 if dataset == 'grefcoco' else 0]
     names = {d: dict.fromkeys(partitions) for d, partitions in PARTITIONS.items()}
     for d, partition in partitions_in(root): names.setdefault(d, {})[partition] = None
