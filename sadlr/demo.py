@@ -24,7 +24,9 @@ from ipywidgets import (HTML, Box, Button, Dropdown, FileUpload, FloatSlider, Im
 from PIL import Image
 from scipy.special import expit
 
-from .data.shapes import MARGIN, SceneObject, draw_scene, make_phrases
+from .data.expressions import SceneObject, make_phrases
+from .data.scenes import draw_scene
+from .data.shapes import MARGIN
 from .models.build import bundled
 from .models.segmenter import ReferSegmenter
 from .phrases import MAX_WORDS, Segmentation, note_absent, phrase_fault, tell_unknown

@@ -283,8 +283,8 @@ def examples(
     n:int=4, # scenes
 ):
     "Scenes and two phrases for each, always the same"
-    shapes = import_module('sadlr.data.shapes')
-    for scene in (shapes.draw_scene(2026, i) for i in range(n)):
+    scenes = import_module('sadlr.data.scenes')
+    for scene in (scenes.draw_scene(2026, i) for i in range(n)):
         yield Image.fromarray(scene.image), [f'{size} {colour} {shape}' for shape, colour, size in scene.looks[:2]]
 
 def agreement(

@@ -3,7 +3,8 @@ import pytest
 from PIL import Image
 
 from sadlr.data.block import refer_samples
-from sadlr.data.shapes import draw_scene, make_shapes
+from sadlr.data.scenes import draw_scene
+from sadlr.data.shapes import make_shapes
 from sadlr.evaluation import evaluate, shuffle_phrases
 from sadlr.models.build import BUNDLED, bundled
 from sadlr.phrases import note_absent

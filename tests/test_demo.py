@@ -6,7 +6,7 @@ from io import BytesIO
 import numpy as np, pytest, torch
 from jupyter_client.manager import start_new_kernel
 from PIL import Image
-from sadlr.data.shapes import draw_scene
+from sadlr.data.scenes import draw_scene
 from sadlr.demo import MAX_PHRASES, demo, draw_example
 from sadlr.models.build import create_model
 from sadlr.phrases import as_answer

@@ -210,7 +210,7 @@ def test_an_argument_is_not_taken_for_a_function(site):
     def linked(name, text):
         code = rf'<code class="docutils literal notranslate"><span class="pre">{text}</span></code>'
         return [a != '' for a in re.findall(f'(<a [^>]*>)?{code}', site[named(site, name)].text)]
-    for name, argument in (('experiments', 'score'), ('data.shapes', 'index')):
+    for name, argument in (('experiments', 'score'), ('data.scenes', 'index')):
         found = linked(f'sadlr.{name}.html', argument)
         assert found and not any(found)
     assert any(linked('metrics.html', 'score')) and any(linked('sadlr.learner.html', 'refer_metrics'))

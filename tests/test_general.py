@@ -132,15 +132,6 @@ def test_an_annotation_that_stands_twice_counts_once(tmp_path, refer):
     assert [(r.ann_ids, again.rle(r)) for r in again.refs()] == [(r.ann_ids, refer.rle(r)) for r in refer.refs()]
     assert again.counts() == refer.counts() and check_data(tmp_path, 'grefcoco') == []
 
-def test_two_lists_of_refs_in_one_folder(tmp_path):
-    "gRefCOCO's two files say the same; REFER's beside them is another list, and nothing is chosen without a word"
-    write(tmp_path, 'p')
-    both = Refer(write(tmp_path), 'grefcoco').counts()
-    (tmp_path/'grefcoco'/'grefs(unc).p').rename(tmp_path/'grefcoco'/'refs(unc).p')
-    with pytest.raises(ValueError, match=r'refs\(unc\).p and grefs\(unc\).json are both there'): Refer(tmp_path, 'grefcoco')
-    (tmp_path/'grefcoco'/'grefs(unc).json').unlink()
-    assert Refer(tmp_path, 'grefcoco').counts() == both
-
 def test_the_usual_protocol(tmp_path, refer):
     "GRES's where a phrase may mean none or several, RefCOCO-M's own, otherwise LAVT's"
     def one_each(refs, instances): refs[:] = [r for r in refs if len(r['ann_id']) == 1 and r['ann_id'] != [-1]]

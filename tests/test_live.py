@@ -10,7 +10,7 @@ import numpy as np, pytest, torch
 from PIL import Image
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
-from sadlr.data.shapes import draw_scene
+from sadlr.data.scenes import draw_scene
 from sadlr.export import OnnxSegmenter, enlarge, export_onnx
 from sadlr.models.build import bundled, create_model
 from sadlr.phrases import MAX_WORDS, PhraseTokenizer, note_absent, token_rows, unknown_words

@@ -37,8 +37,8 @@ def test_a_folder_with_another_refs_file(tmp_path, dataset, name):
     assert len(wrong) == 1 and repr(name) in wrong[0] and check_data(tmp_path, dataset) == wrong
 
 @pytest.mark.parametrize('dataset', ['grefcoco', 'refcoco', 'mine'])
-def test_the_first_of_the_three_files_is_read(tmp_path, dataset):
-    "gRefCOCO's, whatever the folder is called; where REFER's own lies beside it, that one"
+def test_each_of_the_three_files_is_read(tmp_path, dataset):
+    "gRefCOCO's pickle before its JSON, whatever the folder is called; REFER's own beside one of them is an error"
     write(tmp_path/dataset, refs='grefs(unc).p')
     refs = pickle.loads((tmp_path/dataset/'grefs(unc).p').read_bytes())
     assert len(Refer(tmp_path, dataset, 'unc').refs()) == 3
@@ -47,6 +47,8 @@ def test_the_first_of_the_three_files_is_read(tmp_path, dataset):
     (tmp_path/dataset/'grefs(unc).p').unlink()
     assert len(Refer(tmp_path, dataset, 'unc').refs()) == 2 and partitions_in(tmp_path) == [(dataset, 'unc')]
     (tmp_path/dataset/'refs(unc).p').write_bytes(pickle.dumps(refs[:1]))
+    assert 'are both there' in message(tmp_path, dataset, 'unc')
+    (tmp_path/dataset/'grefs(unc).json').unlink()
     assert len(Refer(tmp_path, dataset, 'unc').refs()) == 1 and partitions_in(tmp_path) == [(dataset, 'unc')]
 
 def test_a_folder_without_any_file_of_annotations(tmp_path):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from sadlr.cli import sadlr_export
-from sadlr.data.shapes import draw_scene
+from sadlr.data.scenes import draw_scene
 from sadlr.export import OnnxSegmenter, export_onnx
 from sadlr.models.build import ENCODERS, HEADS, LANGUAGES, bundled, create_model
 from sadlr.models.lavt_ris import load_lavt_ris

@@ -5,7 +5,9 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from sadlr.data.shapes import SceneObject, draw_scene, make_refs, make_shapes
+from sadlr.data.expressions import SceneObject, make_refs
+from sadlr.data.scenes import draw_scene
+from sadlr.data.shapes import make_shapes
 
 # Trained models and stored results rest on these phrases
 CHECKSUMS = dict(attributes=2216069504, relations=2202444159, any=2496683232)

@@ -4,7 +4,7 @@ from itertools import product
 from types import SimpleNamespace
 import numpy as np, pytest, torch
 from PIL import Image
-from sadlr.data.shapes import draw_background, draw_shape, shade
+from sadlr.data.scenes import draw_background, draw_shape, shade
 from sadlr.learner import param_groups
 from sadlr.losses import IterativeDiceLoss
 from sadlr.metrics import score

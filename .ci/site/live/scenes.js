@@ -1,4 +1,4 @@
-// New scenes like those that the model was trained on: data.shapes in small, with its outlines, colours and sizes, but
+// New scenes like those that the model was trained on: data.scenes in small, with its outlines, colours and sizes, but
 // fewer objects, which do not touch. Phrases are the plainest: what singles an object out, and which is first on a side.
 
 // Numbers from 0 to 1 that a seed fixes (a linear congruential generator, with the constants of Numerical Recipes)
