@@ -106,7 +106,7 @@ def published_table(
 def usual_protocol(
     refer:Refer,
 ) -> str: # one of `PROTOCOLS`
-    "How the data set is scored where nobody says it"
+    "The protocol of a data set where none is named"
     if refer.dataset == 'refcoco-m': return 'lisa'
     return 'gres' if any({'for none', 'for several'} & {*c} for c in refer.counts().values()) else 'lavt'
 
@@ -126,7 +126,7 @@ def sadlr_evaluate(
     dataset:str='shapes',   # a folder of ROOT
     split_by:str=None,      # partition; none: the usual one
     split:str='val',        # split, several with commas between them, or 'all'; every sentence of it
-    protocol:str=None,      # how masks are made and counted, one of `PROTOCOLS`; none: the data set's usual one
+    protocol:str=None,      # how masks are made and counted, one of `PROTOCOLS`; none: the usual. 'lavt', 'gres': at the network's size
     sentence:str=None,      # 'raw', as typed (LAVT), or 'sent', cleaned (CRIS, LISA); none: 'raw'
     shuffle:bool=False,     # exchange the phrases among the objects of each image, as a control
     predictions:Path=None,  # a file of masks to score; then neither a model nor an image is read
@@ -135,7 +135,7 @@ def sadlr_evaluate(
     workers:int=None,       # loader processes; none: 0
 ):
     "Score a model, or a file of masks: P@X, mIoU and oIoU (or GRES's scores) per iteration, in percent"
-    if protocol: named_protocol(protocol)
+    if protocol is not None: named_protocol(protocol)
     if sum(map(bool, (shuffle, predictions, save))) > 1: raise ValueError('use one of shuffle, predictions and save')
     if predictions: check_no_model(predictions, model=model, sentence=sentence, bs=bs, workers=workers)
     sentence = sentence or 'raw'

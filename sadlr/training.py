@@ -39,7 +39,7 @@ from .callbacks import AuxiliaryLoss, ExistenceLoss, precision_trouble, recomput
 from .checkpoint import Checkpoint, read_scores
 from .data.block import Sample, refer_dataloaders, refer_samples
 from .data.joint import Joint
-from .data.refer import PARTITIONS, Refer
+from .data.refer import PARTITIONS, Refer, count_refs
 from .data.shapes import make_shapes
 from .distributed import distributed, launched
 from .evaluation import evaluate, predict_existence
@@ -580,19 +580,17 @@ def set_threshold(
     model:ReferSegmenter,  # that was kept, with `existence`
     samples:list[Sample],  # of val
     bs:int,
-) -> bool:                 # some of the samples mean nothing
+):
     "Choose the probability below which nothing is there, and write it into the model's config.json"
     exists, there = predict_existence(model, samples, bs, t.workers)
     if there.all() or not there.any():
         lacking = 'nothing' if there.any() else 'something'
-        print(f'threshold {model.threshold}, not chosen: val has no phrase for {lacking}')
-        return not there.any()
+        return print(f'threshold {model.threshold}, not chosen: val has no phrase for {lacking}')
     model.config['threshold'] = best_threshold(exists[:, -1], there)
     file = t.out/'model'/'config.json'
     write_file(file, json.dumps(read_json(file) | dict(threshold=model.config['threshold']), indent=2).encode())
     print(f"threshold {model.config['threshold']:.3g}, of the highest mean of N-acc and T-acc on val"
           + ': nothing is denied, since no higher one tells the two apart'*(not model.config['threshold']))
-    return True
 
 def finish_run(
     t:Training,
@@ -603,10 +601,11 @@ def finish_run(
     "Write the figure and print the scores of the model that was kept, then remove the state"
     model = ReferSegmenter.from_pretrained(t.out/'model').to(dls.device)
     samples = refer_samples(refer, 'val', t.sentence)
-    some_absent = t.existence and set_threshold(t, model, samples, dls.valid.bs)
+    if t.existence: set_threshold(t, model, samples, dls.valid.bs)
     figure = iteration_figure(model, refer, 'val', sentence=t.sentence)
     with writing(t.out/'iterations.png'): figure.savefig(t.out/'iterations.png', dpi=120)
-    for protocol in ('lavt', 'gres') if some_absent else ('lavt',):
+    general = {'for none', 'for several'} & {*count_refs(refer.refs('val'))}
+    for protocol in ('lavt', 'gres') if general else ('lavt',):
         print(score_table(evaluate(model, samples, dls.valid.bs, t.workers, protocol=protocol)))
     (t.out/'state.pt').unlink()
     print(run_summary(t, [row['seconds'] for row in saving.rows]), next_commands(t, refer), sep='\n')

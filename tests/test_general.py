@@ -127,9 +127,9 @@ def test_an_annotation_that_stands_twice_counts_once(tmp_path, refer):
     "A union has it once; one object alone, named twice, is not several"
     def twice(refs, instances):
         for r in refs:
-            if r['ann_id'] != [-1]: r['ann_id'] = r['ann_id'] + r['ann_id'][:1]
+            if r['ann_id'] != [-1]: r.update({name: r[name] + r[name][:1] for name in ('ann_id', 'category_id')})
     again = Refer(write(tmp_path, change=twice), 'grefcoco')
-    assert [(r.ann_ids, again.rle(r)) for r in again.refs()] == [(r.ann_ids, refer.rle(r)) for r in refer.refs()]
+    assert [(r, again.rle(r)) for r in again.refs()] == [(r, refer.rle(r)) for r in refer.refs()]
     assert again.counts() == refer.counts() and check_data(tmp_path, 'grefcoco') == []
 
 def test_the_usual_protocol(tmp_path, refer):
@@ -316,7 +316,7 @@ def test_a_head_that_can_say_no(root, refer, tmp_path, monkeypatch, capsys):
     settings = json.loads((tmp_path/'run'/'settings.json').read_text())['options']
     threshold = json.loads((tmp_path/'run'/'model'/'config.json').read_text())['threshold']
     assert settings['existence'] == 1 and settings['head_options'] == {} and f'threshold {threshold:.3g}, of' in out
-    assert '--dataset grefcoco' in out
+    assert '--dataset grefcoco' in out and '--protocol' not in out
     model = ReferSegmenter.from_pretrained(tmp_path/'run'/'model')
     exists, there = predict_existence(model, refer_samples(refer, 'val'))
     assert model.threshold == threshold == best_threshold(exists[:, -1], there)
@@ -344,11 +344,11 @@ def test_a_head_that_can_say_no(root, refer, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize('some, lacking', [(True, 'nothing'), (False, 'something')])
 def test_a_threshold_needs_both_kinds_of_phrases(refer, tmp_path, capsys, some, lacking):
-    "Otherwise it stays as it was, the run says so, and GRES's scores are printed where something is absent"
+    "Otherwise it stays as it was, and the run says so"
     model = create_model(size='nano', img_size=32, tokenizer=word_tokenizer(['thing']), head_options=dict(existence=True),
                          threshold=.3)
     kept = [s for s in refer_samples(refer, 'val') if bool(coco_mask.area(s.rle)) == some]
-    assert set_threshold(Training(existence=1., out=tmp_path), model, kept, 8) is (not some)
+    set_threshold(Training(existence=1., out=tmp_path), model, kept, 8)
     assert f'threshold 0.3, not chosen: val has no phrase for {lacking}' in capsys.readouterr().out
     assert model.threshold == .3 and not [*tmp_path.iterdir()]
 

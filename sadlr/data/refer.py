@@ -190,7 +190,10 @@ class ReadRef(Ref, omit_defaults=True, frozen=True, gc=False):
         if self.no_target not in (None, self.ann_ids == (-1,)):
             told = f'its no_target is {self.no_target}, its ann_id {[*self.ann_ids[:5]]}'
             raise ValueError(f'ref {self.ref_id}: {told}')
-        if 'ann_id' in lists: lists['ann_id'] = tuple(dict.fromkeys(lists['ann_id']))
+        if 'ann_id' in lists:
+            ids = lists['ann_id']
+            first = sorted({ann_id: k for k, ann_id in reversed([*enumerate(ids)])}.values())
+            lists = {name: tuple(of[k] for k in first) if len(of) == len(ids) else of for name, of in lists.items()}
         changes = {name: () if ids == (-1,) else ids for name, ids in lists.items()}
         return msgspec.structs.replace(self, no_target=None, **changes) if lists else self
 
@@ -317,7 +320,7 @@ def find_refs(
     paths = [Path(root)/dataset/kind.format(split_by) for kind in REFS_FILES]
     if there := [path for path in paths if path.is_file()]:
         if there[0] == paths[0] and len(there) > 1:
-            raise ValueError(f'{there[0]} and {there[1].name} are both there: leave the one that you mean')
+            raise ValueError(f'{there[0]} and {there[1].name} are both there: give each data set its own folder')
         return there[0]
     path = paths[-1 if dataset == 'grefcoco' else 0]
     names = {d: dict.fromkeys(partitions) for d, partitions in PARTITIONS.items()}

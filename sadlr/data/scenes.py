@@ -73,6 +73,13 @@ def shade(
     h, s, v = h + rng.uniform(-5, 5), s*rng.uniform(.94, 1.06), v*rng.uniform(.94, 1.06)
     return 255*np.array(hsv_to_rgb(h/360 % 1, min(s, 1), min(v, 1)))
 
+def name_colour(
+    rgb:np.ndarray # (3,) 0..255
+) -> str:
+    "The colour that is nearest to this shade"
+    pure = {c: 255*np.array(hsv_to_rgb(h/360, s, v)) for c, (h, s, v) in COLOURS.items()}
+    return min(pure, key=lambda c: np.linalg.norm(pure[c] - rgb))
+
 # %% ../../nbs/11_data.scenes.ipynb #a8dcf4aa
 def repeats(
     rng:np.random.Generator,
