@@ -126,7 +126,7 @@ def sadlr_evaluate(
     dataset:str='shapes',   # a folder of ROOT
     split_by:str=None,      # partition; none: the usual one
     split:str='val',        # split, several with commas between them, or 'all'; every sentence of it
-    protocol:str=None,      # one of `PROTOCOLS`; 'lavt', 'gres': masks at the network's size; none: the usual one
+    protocol:str=None,      # one of `PROTOCOLS`; 'lavt', 'gres': masks at the network's size; none: the usual
     sentence:str=None,      # 'raw', as typed (LAVT), or 'sent', cleaned (CRIS, LISA); none: 'raw'
     shuffle:bool=False,     # exchange the phrases among the objects of each image, as a control
     predictions:Path=None,  # a file of masks to score; then neither a model nor an image is read
