@@ -29,7 +29,6 @@ def load_model(
     lavt_ris, build, fastai = (needed(module, 'torch') for module in (
         'sadlr.models.lavt_ris', 'sadlr.models.build', 'fastai.torch_core'))
     load = lavt_ris.load_lavt_ris if str(name).endswith('.pth') else build.ReferSegmenter.from_pretrained
-    if name in build.BUNDLED and not Path(name).exists(): load = build.bundled
     return load(name).to(fastai.default_device())
 
 def load_segmenter(

@@ -166,7 +166,7 @@ class Training:
     bert_dropout:float=None    # LAVT's is 0; none: BERT's own, 0.1
     freeze:str=None            # parts that stay as they are, with commas between: language, encoder, backbone, head
     lora:int=None              # rank of what is added to language encoder and backbone, and learns in their place
-    start:str=None             # saved model's folder or LAVT's weights (.pth); IMG_SIZE is its own if none is given
+    start:str=None             # folder, hub name, LAVT's .pth or one of `BUNDLED`; IMG_SIZE is its own if none is given
     precision:str='fp32'       # 'fp32', 'bf16' or 'fp16'
     accumulate:int=1           # parts that a batch is computed in
     checkpoint:bool=False      # recompute activations in the backward pass instead of keeping them; it saves no file

@@ -302,15 +302,18 @@ def load_folder(
     return model.eval()
 
 # %% ../../nbs/29_models.build.ipynb #eae5512c
+BUNDLED = 'shapes', 'any' # the models that ship
+
 @patch(cls_method=True)
 def from_pretrained(cls:ReferSegmenter,
-    folder_or_hub_id:str|Path,   # what `save_pretrained` wrote, or a repository of the Hugging Face hub
+    folder_or_hub_id:str|Path,   # of `save_pretrained`, a repository of the Hugging Face hub, or one of `BUNDLED`
     encoder:nn.Module|None=None, # the module, where the encoder was one of your own
     **hub_options,               # of `huggingface_hub.snapshot_download`: revision, token, cache_dir, ...
 ):
     "Rebuild a saved model; strict, in eval mode"
     folder = Path(folder_or_hub_id)
     if folder.is_file(): raise FileNotFoundError(f'{folder} is a file: name its folder, {folder.parent}?')
+    if str(folder) in BUNDLED and not folder.exists(): folder = Path(files('sadlr')/'assets'/folder)
     if not folder.is_dir():
         try: folder = Path(snapshot_download(str(folder_or_hub_id), **hub_options))
         except (OSError, HFValidationError) as e:
@@ -320,8 +323,6 @@ def from_pretrained(cls:ReferSegmenter,
     return load_folder(folder, encoder)
 
 # %% ../../nbs/29_models.build.ipynb #240e6320
-BUNDLED = 'shapes', 'any'
-
 def bundled(
     name:str='shapes', # one of `BUNDLED`
 ) -> ReferSegmenter:   # in eval mode
