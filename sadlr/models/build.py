@@ -318,7 +318,7 @@ def from_pretrained(cls:ReferSegmenter,
         try: folder = Path(snapshot_download(str(folder_or_hub_id), **hub_options))
         except (OSError, HFValidationError) as e:
             reason = str(e).strip().split('\n')[0]
-            message = f'{folder_or_hub_id}: neither a folder nor a model of the hub ({reason})'
+            message = f'{folder_or_hub_id}: neither a folder, one of {BUNDLED} nor a model of the hub ({reason})'
             raise FileNotFoundError(message) from e
     return load_folder(folder, encoder)
 
