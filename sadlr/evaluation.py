@@ -10,6 +10,7 @@ import math
 import random
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
+from itertools import islice
 
 import numpy as np
 import torch
@@ -25,19 +26,13 @@ from .data.block import Sample, refer_block
 from .masks import rle_area
 from .metrics import IoURecord, named_protocol
 from .models.sadlr import object_logits
-from .models.segmenter import ReferSegmenter, evaluating, existence_module, scores_and_existence
+from .models.segmenter import ReferSegmenter, evaluating, existence_module, scores_and_existence, segmenter_of
 from .preprocess import IMAGENET
 
 # %% ../nbs/41_evaluation.ipynb #c7b2bcab
 def all_of(items) -> tuple[list, list]: # indices of the training and of the validation items
     "A splitter that keeps every item on both sides"
     return (list(range(len(items))),)*2
-
-def segmenter_of(
-    model, # a `ReferSegmenter`, with or without wrappers around it
-):
-    "The model itself; a module of another kind is taken as it is"
-    return next((m for m in model.modules() if isinstance(m, ReferSegmenter)), model)
 
 def evaluation_loader(
     samples:Sequence[Sample], # from `refer_samples`, one per sentence
@@ -68,10 +63,11 @@ def predict_masks(
     with evaluating(model):
         for batch in progress_bar(loader, leave=False) if progress and on_screen() else loader:
             image, token_ids, squares = (part.as_subclass(Tensor) for part in batch)
-            answers, exists = scores_and_existence(model, image, token_ids)
+            answered = [*islice(remaining, len(image))]
+            answers, exists = scores_and_existence(model, image, token_ids, [s.phrase for s in answered])
             if exists is None: there = torch.ones_like(answers[:, :, 0, 0, 0], dtype=torch.bool)
             else: there = exists >= segmenter_of(model).threshold
-            for scores, seen, square, sample in zip(answers, there, squares, remaining):
+            for scores, seen, square, sample in zip(answers, there, squares, answered):
                 truth = torch.as_tensor(coco_mask.decode(sample.rle)) if rules.original_size else square
                 masks = (object_logits(scores[None], truth.shape)[0] > limit) & seen[:, None, None]
                 yield masks, truth.bool().to(scores.device)
@@ -103,8 +99,11 @@ def predict_existence(
     "The probability that what each phrase means is there, and whether it is"
     if existence_module(model) is None: raise ValueError('the head of this model cannot say that nothing is there')
     with evaluating(model):
-        batches = [scores_and_existence(model, *(part.as_subclass(Tensor) for part in batch[:2]))[1].cpu()
-                   for batch in evaluation_loader(samples, model, bs, num_workers)]
+        batches = []
+        for i, batch in enumerate(evaluation_loader(samples, model, bs, num_workers)):
+            image, token_ids = (part.as_subclass(Tensor) for part in batch[:2])
+            phrases = [s.phrase for s in samples[i*bs:(i + 1)*bs]]
+            batches.append(scores_and_existence(model, image, token_ids, phrases)[1].cpu())
     return torch.cat(batches).numpy(), np.array([rle_area(s.rle) > 0 for s in samples])
 
 # %% ../nbs/41_evaluation.ipynb #1e3312e1

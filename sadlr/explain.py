@@ -114,13 +114,15 @@ def _iterations(calls, head, layers, features, scores, b):
         yield Iteration(query, tuple(dynamic), _numpy(r), mask.cpu().numpy(), _numpy(found))
 
 # %% ../nbs/49_explain.ipynb #397fe321
-def _run(model, pixels, token_ids):
+def _run(model, pixels, token_ids, phrases):
     "Scores and existence of a forward pass in eval mode, all recorded calls, the dynamic layers, what each fusion did"
     fusions, layers = _parts(model.encoder, PWAM), _parts(model.head, DynamicConv)
     if not getattr(type(model.head), 'iterative', False): layers = []
     inside = [part for layer in layers for part in (layer.to_kernel, layer.norm)]
     with evaluating(model), record_calls([model.language, model.encoder, *fusions, *layers, *inside]) as calls:
         scores, exists = scores_and_existence(model, pixels, token_ids)
+    if model.landmark_after: # asked afterwards, since they would be recorded, too
+        with evaluating(model): exists = scores_and_existence(model, pixels, token_ids, phrases)[1]
     fusion_calls = [(call.args[0], fusion.attend(*call.args, **call.kwargs)[1], call.output)
                     for fusion in fusions for call in calls[fusion]]
     return scores, exists, calls, layers, fusion_calls
@@ -140,7 +142,7 @@ def trace(
     check_words(phrases, model.tokenizer)
     size, device = model.config['img_size'], next(model.parameters()).device
     pixels = image_tensor(image, size, model.preprocessing).to(device).expand(len(phrases), -1, -1, -1)
-    scores, exists, calls, layers, fusion_calls = _run(model, pixels, token_ids.to(device))
+    scores, exists, calls, layers, fusion_calls = _run(model, pixels, token_ids.to(device), phrases)
     words, features = (calls[part][0].output for part in (model.language, model.encoder))
     masks = (object_logits(scores, (size, size)) > 0).cpu().numpy()
     exists = [None]*len(masks) if exists is None else exists.cpu().numpy()

@@ -18,7 +18,8 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from .phrases import MAX_WORDS, NOT_FINITE, PhraseTokenizer, check_words, token_rows, unknown_ids
+from .phrases import (MAX_WORDS, NOT_FINITE, PhraseTokenizer, as_phrases, check_words, phrase_fault, token_rows,
+                           unknown_ids, with_landmarks)
 from .pictures import open_image
 from .tiles import answer_in_tiles
 
@@ -35,6 +36,7 @@ class About(NamedTuple):
     unknown_ids:list[int] # ids that mean no word
     license:str
     threshold:float|None=None # probability that something is there, below which nothing is; none: the graph says none
+    landmark_after:list[str]=[] # words that come before a landmark, which has to be there, too
 
 FILTERS = 'nearest', 'box', 'bilinear', 'hamming', 'bicubic', 'lanczos'
 
@@ -58,7 +60,8 @@ def checked_about(
         mean=three(about.mean, -1e3), std=three(about.std, 1e-6), interpolation=about.interpolation in FILTERS,
         tokenizer=isinstance(about.tokenizer, str), license=isinstance(about.license, str),
         pad_id=number(about.pad_id, 0, 10**9), unknown_ids=some(about.unknown_ids, 0, 10**9),
-        threshold=about.threshold is None or number(about.threshold, 0, 1, (int, float)))
+        threshold=about.threshold is None or number(about.threshold, 0, 1, (int, float)),
+        landmark_after=isinstance(about.landmark_after, list) and not any(map(phrase_fault, about.landmark_after)))
     for fact, fits in right.items():
         if not fits: raise wrong(f'{fact}={str(getattr(about, fact))[:60]}')
     return about
@@ -177,7 +180,12 @@ class OnnxSegmenter:
         check_words(phrase, self.tokenizer)
         def ask(photo):
             "Log-odds (B, n, H, W) of all phrases for a photo or a tile of it, and existence (B, n)"
-            scores, exists = self.run(square_input(photo, self.about).repeat(len(token_ids), 0), token_ids)
+            square = square_input(photo, self.about)
+            def run(rows): return self.run(square.repeat(len(rows), 0), rows)
+            scores, exists = run(token_ids)
+            if exists is not None:
+                exists = with_landmarks(exists, as_phrases(phrase), self.about.landmark_after,
+                                        lambda _, asked: run(token_rows(asked, self.tokenizer)[0])[1])
             return enlarge(scores[:, :, 1] - scores[:, :, 0], photo.size[::-1]), exists
         answers = answer_in_tiles(image, tile, ask, self.about.threshold)
         return answers[0] if isinstance(phrase, str) else answers
@@ -206,7 +214,8 @@ def facts(
     if not 1 <= size <= 4096: raise ValueError(f'img_size={size}: it takes 1 at least, and 4096 at most')
     return About(size, [*given.mean], [*given.std], interpolation,
                  getattr(model.head, 'iterations', 1), tokenizer.backend_tokenizer.to_str(), model.pad_id,
-                 sorted(unknown_ids(tokenizer)), license, model.threshold if says_existence(model) else None)
+                 sorted(unknown_ids(tokenizer)), license, model.threshold if says_existence(model) else None,
+                 model.landmark_after)
 
 # %% ../nbs/34_export.ipynb #5b3288a9
 @contextmanager

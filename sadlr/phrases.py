@@ -7,10 +7,12 @@ __all__ = ['MAX_WORDS', 'Segmentation']
 
 # %% ../nbs/03_phrases.ipynb #60f90d7f
 import json
+import re
 import textwrap
 import unicodedata
 import warnings
 from collections import Counter
+from collections.abc import Callable, Sequence
 from html import escape
 from typing import NamedTuple
 from weakref import WeakKeyDictionary
@@ -227,3 +229,27 @@ def note_absent(
 
 NOT_FINITE = ('the scores of the model are not all finite: train it again, choose another, or let it compute in more '
               'bits than float16 has') # said by whoever computed them
+
+# %% ../nbs/03_phrases.ipynb #03land02
+def landmarks(
+    phrase:str,
+    after:Sequence[str], # words that come before a landmark, such as 'left of'; of any case
+) -> list[str]:          # what follows each of them
+    "The other things that must be there for a phrase to mean something, each as a phrase"
+    if not after: return []
+    phrase, words = ' '.join(phrase.split()), '|'.join(re.escape(' '.join(word.split())) for word in after)
+    rests = (phrase[found.end():].strip() for found in re.finditer(rf'(?<!\w)(?:{words})(?!\w)', phrase, re.IGNORECASE))
+    return [rest for rest in rests if not phrase_fault(rest)]
+
+def with_landmarks(
+    exists,              # (B, n) probabilities, as an array or a tensor, which changes
+    phrases:list[str],   # B of them, or none at all
+    after:Sequence[str], # as above
+    ask:Callable,        # of rows (m) and m landmarks: (m, n) probabilities that these are there
+):                       # (B, n) the least of both
+    "The probability that what a phrase means is there, and its landmarks too"
+    named = [(row, landmark) for row, phrase in enumerate(phrases) for landmark in landmarks(phrase, after)]
+    if not named: return exists
+    rows, asked = map(list, zip(*named))
+    for row, last in zip(rows, ask(rows, asked)): exists[row] = exists[row].clip(max=last[-1])
+    return exists

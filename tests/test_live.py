@@ -13,7 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from sadlr.data.scenes import draw_scene
 from sadlr.export import OnnxSegmenter, enlarge, export_onnx
 from sadlr.models.build import bundled, create_model
-from sadlr.phrases import MAX_WORDS, PhraseTokenizer, note_absent, token_rows, unknown_words
+from sadlr.phrases import MAX_WORDS, PhraseTokenizer, landmarks, note_absent, token_rows, unknown_words
 from test_onnx import WORDS, photos
 
 repo = Path(__file__).parent.parent
@@ -243,20 +243,31 @@ def test_unknown_words(page):
     driver.execute_script("document.getElementById('words').open = true; document.querySelector('#known button').click()")
     assert driver.find_element('id', 'phrase').get_attribute('value') == 'rotes kreuz left above'
 
-def test_a_model_that_can_say_no(chromium, folder, tmp_path):
-    "The words and the empty mask of an iteration, as Python has them"
-    shipped, place = bundled('shapes'), shutil.copytree(folder, tmp_path/'page')
+@pytest.fixture(scope='module')
+def judge():
+    "The shipped model with a score of existence, which has learnt nothing"
+    shipped = bundled('shapes')
     torch.manual_seed(0)
     judge = create_model(size='nano', img_size=shipped.config['img_size'], tokenizer=shipped.tokenizer,
                          head_options=dict(existence=True), language_options=shipped.config['language_options'],
                          encoder_options=shipped.config['encoder_options'])
     judge.load_state_dict(shipped.state_dict(), strict=False)
-    image, phrase = Image.open(place/'scene1.png'), json.loads((place/'scenes.json').read_text())['scenes'][0]['phrases'][0]
+    return judge
+
+def with_model(folder, place, model):
+    "The page with another model"
+    shutil.copytree(folder, place)
+    export_onnx(model, place/'model.onnx')
+    segmenter = OnnxSegmenter(place/'model.onnx')
+    told = dict(threshold=segmenter.about.threshold, landmark_after=segmenter.about.landmark_after)
+    (place/'model.json').write_text(json.dumps(json.loads((place/'model.json').read_text()) | told))
+    return segmenter
+
+def test_a_model_that_can_say_no(chromium, folder, tmp_path, judge):
+    "The words and the empty mask of an iteration, as Python has them"
+    image, phrase = Image.open(folder/'scene1.png'), json.loads((folder/'scenes.json').read_text())['scenes'][0]['phrases'][0]
     judge.config['threshold'] = float(judge.segment(image, phrase).exists[1:].mean()) # between two iterations
-    export_onnx(judge, place/'model.onnx')
-    about = json.loads((place/'model.json').read_text()) | dict(threshold=judge.threshold)
-    (place/'model.json').write_text(json.dumps(about))
-    answer = OnnxSegmenter(place/'model.onnx').segment(image, phrase)
+    answer = with_model(folder, place := tmp_path/'page', judge).segment(image, phrase)
     notes = [note_absent(answer.until(i)) for i in (1, 2, 3)]
     assert '' in notes and any(notes) and (answer.scores > 0).any()
     with served(place) as address:
@@ -267,6 +278,31 @@ def test_a_model_that_can_say_no(chromium, folder, tmp_path):
             wait(chromium, f"document.getElementById('status').textContent.includes('iteration {i}: ')")
             pixels = f'{answer.iterations[i - 1].sum()} of {answer.mask.size} pixels'
             assert f'iteration {i}: {note or pixels}' in text(chromium, 'status')
+
+def test_a_landmark_is_asked_for(chromium, folder, tmp_path, judge):
+    "It is found in a phrase as Python finds it, and its probability counts where it is the smaller one"
+    image, things = Image.open(folder/'scene1.png'), ['star', 'red cross', 'blue circle', 'small heart', 'large square']
+    asked = [f'{a} left of the {b}' for a in things for b in things]
+    judge.config.pop('landmark_after', None)
+    least = {phrase: answer.exists.min() for phrase, answer in zip(asked, judge.segment(image, asked))}
+    alone = {b: judge.segment(image, f'the {b}').exists[-1] for b in things}
+    phrase = max(asked, key=lambda phrase: least[phrase] - alone[phrase.split(' left of the ')[1]])
+    landmark = phrase.split(' left of the ')[1]
+    assert alone[landmark] < least[phrase]
+    judge.config |= dict(landmark_after=['left of'], threshold=float(alone[landmark] + least[phrase])/2)
+    note = note_absent(with_model(folder, tmp_path/'page', judge).segment(image, phrase))
+    assert note
+    tricky = [phrase, 'star', 'what is above', 'a cleft of rock', 'circle (left  of it) Above the star above  ', 'left of\u200b', 'x.above y']
+    after = ['left of', ' above ', '(left of', 'x.']
+    with served(tmp_path/'page') as address:
+        chromium.get('about:blank')
+        chromium.get(f'{address}#scene=1&phrase={phrase}')
+        wait(chromium, "document.getElementById('status').textContent.includes('iteration 3: ')")
+        assert f'iteration 3: {note}' in text(chromium, 'status')
+        found = chromium.execute_async_script("""const [phrases, after, done] = arguments
+            import('./phrases.js').then(({landmarks}) => done(phrases.map(phrase => landmarks(phrase, after))))""", tricky, after)
+    assert found == [landmarks(phrase, after) for phrase in tricky]
+    assert found[4] == ['it) Above the star above', 'the star above'] and sum(map(len, found)) == 4
 
 def test_an_address_brings_picture_phrase_and_iteration_back(page):
     driver = page()

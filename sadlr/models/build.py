@@ -35,6 +35,7 @@ from .swin import SIZES
 from .timm_encoder import TimmEncoder
 from .vlt import VLT
 from ..files import read_json
+from ..phrases import phrase_fault
 from ..preprocess import IMAGENET, Preprocessing, load_pretrained, load_tokenizer
 
 # %% ../../nbs/29_models.build.ipynb #b24fa0d2
@@ -103,18 +104,6 @@ def make_language(
     words = create_language(name, source=source, **options)
     return words, words.options if source or kind.by_tokenizer else options, tokenizer
 
-def check_threshold(
-    threshold:float,
-    head:nn.Module,
-) -> float:          # the threshold
-    "Raises a ValueError for what is no probability, or has no effect"
-    if existence_module(head) is None:
-        told = f'{type(head).__name__} cannot say that nothing is there'
-        raise ValueError(f'threshold={threshold!r}: leave it out, {told}')
-    if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
-        raise ValueError(f'threshold={threshold!r}: it takes a probability, 0 at least and 1 at most')
-    return threshold
-
 def make_encoder(
     encoder:str|nn.Module, # a name in `ENCODERS`, or a module of your own
     size:str,
@@ -130,6 +119,36 @@ def make_encoder(
     if not hasattr(encoder, 'channels'):
         raise ValueError(f'encoder={built}: it needs an attribute channels, the number of those of Y')
     return encoder, {}
+
+# %% ../../nbs/29_models.build.ipynb #29land01
+def check_says_no(
+    head:nn.Module,
+    **given,         # an option and its value
+):
+    "Raises a ValueError for an option that has no effect on a head which always finds something"
+    if existence_module(head) is not None: return
+    (name, value), = given.items()
+    raise ValueError(f'{name}={value!r}: leave it out, {type(head).__name__} cannot say that nothing is there')
+
+def check_landmark_after(
+    words:list[str],
+    head:nn.Module,
+) -> list[str]:      # the words
+    "Raises a ValueError for what is no list of words, or has no effect"
+    check_says_no(head, landmark_after=words)
+    if isinstance(words, str) or any(map(phrase_fault, words)):
+        raise ValueError(f"landmark_after={words!r}: it takes a list of words such as ['left of', 'above']")
+    return [*words]
+
+def check_threshold(
+    threshold:float,
+    head:nn.Module,
+) -> float:          # the threshold
+    "Raises a ValueError for what is no probability, or has no effect"
+    check_says_no(head, threshold=threshold)
+    if not isinstance(threshold, (int, float)) or not 0 <= threshold <= 1:
+        raise ValueError(f'threshold={threshold!r}: it takes a probability, 0 at least and 1 at most')
+    return threshold
 
 # %% ../../nbs/29_models.build.ipynb #2d27f313
 def create_model(
@@ -147,6 +166,8 @@ def create_model(
     preprocessing:Preprocessing|dict|None=None, # of photos; `None`: the encoder's, or ImageNet's where it names none
     threshold:float|None=None,    # probability that what is meant is there, below which the mask is empty, for a head
                                   # with `existence`; `None`: .5
+    landmark_after:list[str]=(),  # words such as 'left of' that come before a landmark, which has to be there, too; for
+                                  # the same heads
 ) -> ReferSegmenter:
     "Build a model from names and numbers"
     pick('size', size, SIZES)
@@ -164,6 +185,7 @@ def create_model(
                   language_options=language_options, preprocessing=dict(
                       mean=[*preprocessing.mean], std=[*preprocessing.std], interpolation=preprocessing.interpolation))
     if threshold is not None: config['threshold'] = check_threshold(threshold, head_module)
+    if landmark_after: config['landmark_after'] = check_landmark_after(landmark_after, head_module)
     return ReferSegmenter(words, encoder, head_module, tokenizer, config)
 
 # %% ../../nbs/29_models.build.ipynb #a9871701

@@ -6,7 +6,7 @@
 __all__ = ['ReferSegmenter']
 
 # %% ../../nbs/28_models.segmenter.ipynb #8bb01460
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -17,7 +17,7 @@ from huggingface_hub import ModelHubMixin
 from torch import Tensor, nn
 
 from .sadlr import Existence, object_logits
-from ..phrases import NOT_FINITE, Segmentation, check_words
+from ..phrases import NOT_FINITE, Segmentation, as_phrases, check_words, with_landmarks
 from ..pictures import open_image
 from ..preprocess import IMAGENET, Preprocessing, image_tensor, load_tokenizer, tokenize
 from ..tiles import answer_in_tiles
@@ -147,17 +147,34 @@ def listening(
     finally:
         if module is not None: module.said = before
 
+@patch(as_prop=True)
+def landmark_after(self:ReferSegmenter) -> list[str]:
+    "Words that come before a landmark, which has to be there, too (`sadlr.phrases.landmarks`)"
+    return self.config.get('landmark_after', [])
+
+def segmenter_of(
+    model, # a `ReferSegmenter`, with or without wrappers around it
+):
+    "The model itself; a module of another kind is taken as it is"
+    return next((m for m in model.modules() if isinstance(m, ReferSegmenter)), model)
+
 def scores_and_existence(
     model:nn.Module,  # a `ReferSegmenter`, with or without wrappers around it and its parts
     image:Tensor,     # (B, 3, H, W)
     token_ids:Tensor, # (B, N) int64
+    phrases:Sequence[str]=(), # B, whose landmarks are asked for as well; none: nothing but the ids is asked
 ) -> tuple[Tensor, Tensor|None]: # (B, n, 2, h, w) raw score maps; (B, n) float32 probabilities, if the head says any
     "Score maps, and the probability that what is meant is there; a ValueError where a number is not finite"
     with listening(model) as said: scores = model(image, token_ids)
     exists = torch.stack(said, 1).float().sigmoid() if said else None
     for numbers in (scores, exists):
         if numbers is not None: check_scores(numbers)
-    return scores, exists
+    if exists is None: return scores, None
+    bare = segmenter_of(model)
+    def ask(rows, asked):
+        ids, _ = tokenize(asked, bare.tokenizer)
+        return scores_and_existence(model, image[rows], ids.to(token_ids.device))[1]
+    return scores, with_landmarks(exists, phrases, getattr(bare, 'landmark_after', ()), ask)
 
 # %% ../../nbs/28_models.segmenter.ipynb #6444f53b
 @patch
@@ -172,11 +189,12 @@ def segment(self:ReferSegmenter,
     image, device = open_image(image), next(self.parameters()).device
     token_ids, _ = tokenize(phrase, self.tokenizer)
     check_words(phrase, self.tokenizer)
+    phrases = as_phrases(phrase)
     def ask(photo):
         "Log-odds (B, n, H, W) of all phrases for a photo or a tile of it, and existence (B, n)"
         square = image_tensor(photo, self.config['img_size'], self.preprocessing)
         pixels = square.expand(len(token_ids), -1, -1, -1)
-        scores, exists = scores_and_existence(self, pixels.to(device), token_ids.to(device))
+        scores, exists = scores_and_existence(self, pixels.to(device), token_ids.to(device), phrases)
         logits = object_logits(scores, photo.size[::-1]).float()
         return logits.cpu().numpy(), None if exists is None else exists.cpu().numpy()
     with evaluating(self): answers = answer_in_tiles(image, tile, ask, self.threshold)

@@ -90,6 +90,15 @@ export class Tokenizer {
   }
 }
 
+// What follows each of the words that come before a landmark: the other things that must be there, each as a phrase
+export function landmarks(phrase, after) {
+  if (!after.length) return []
+  const inOneLine = text => text.trim().split(/\s+/u).join(' ')
+  const words = after.map(word => inOneLine(word).replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')).join('|')
+  const line = inOneLine(phrase), found = line.matchAll(new RegExp(`(?<![\\p{L}\\p{N}_])(?:${words})(?![\\p{L}\\p{N}_])`, 'giu'))
+  return [...found].map(match => line.slice(match.index + match[0].length).trim()).filter(rest => !BLANK.test(rest))
+}
+
 // The answer in words where nothing is there; '' where something is
 export function noteAbsent(exists, threshold) {
   const percent = 100*exists

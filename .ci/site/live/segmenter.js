@@ -1,6 +1,6 @@
 // A model of `export_onnx` in the browser: onnxruntime's WebAssembly runs the graph, the modules beside this do the rest.
 import {enlarge, squareInput} from './pixels.js'
-import {Tokenizer, noteAbsent} from './phrases.js'
+import {Tokenizer, landmarks, noteAbsent} from './phrases.js'
 
 const here = new URL('.', import.meta.url)
 
@@ -68,6 +68,10 @@ export class Segmenter {
   // Log-odds of every iteration at a size: n arrays (height, width); a mask is where they are positive, and `absent` empty
   async segment(square, phrase, width, height) {
     const {scores, h, w, queries, exists} = await this.ask(square, phrase)
+    for (const landmark of exists ? landmarks(phrase, this.about.landmark_after) : []) {
+      const {exists: found} = await this.ask(square, landmark)
+      exists.forEach((probability, i) => { exists[i] = Math.min(probability, found.at(-1)) })
+    }
     const absent = scores.map((_, i) => exists ? noteAbsent(exists[i], this.about.threshold) : '')
     return {scores: scores.map(map => enlarge(map, h, w, height, width)), queries, absent}
   }
