@@ -267,7 +267,7 @@ def as_graph(
                              + brief(error.__cause__ or error)) from error
     # torch notes at every node which lines of which files it comes from: half as many bytes again, and your folders
     import_module('onnx_ir.passes.common').ClearMetadataAndDocStringPass()(program.model)
-    known = {name: fact for name, fact in about._asdict().items() if fact is not None}
+    known = {name: fact for name, fact in about._asdict().items() if fact not in (None, [])}
     program.model.metadata_props['sadlr'] = json.dumps(known)
     return program
 

@@ -52,6 +52,37 @@ def as_phrases(
 # %% ../nbs/03_phrases.ipynb #9db31f4a
 MAX_WORDS = 20
 
+# %% ../nbs/03_phrases.ipynb #03mark01
+_OF_WORDS = 'Lu', 'Ll', 'Lt', 'Lm', 'Lo', 'Nd', 'Nl', 'No', 'So' # letters, numbers and pictures, but no punctuation
+
+def unknown_ids(
+    tokenizer,
+) -> set[int]:
+    "Ids that mean no word: of special tokens, and of unknown words, also where only the tokenizer's model has it"
+    ids, backend = {*tokenizer.all_special_ids}, getattr(tokenizer, 'backend_tokenizer', None)
+    if backend is None or tokenizer.unk_token is not None: return ids
+    if not isinstance(backend.model, models.Unigram): return ids | {backend.token_to_id(backend.model.unk_token or '')}
+    return ids | {json.loads(backend.to_str())['model']['unk_id']} # no attribute holds it
+
+def without_marks(
+    phrases:list[str],
+    encoded,      # what the tokenizer made of them
+    tokenizer,    # of `transformers`, or a `PhraseTokenizer`
+) -> list[list[int]]:
+    "Their ids, without those of punctuation that the vocabulary lacks, unless there is nothing else"
+    rows, unknown = encoded['input_ids'], unknown_ids(tokenizer)
+    if not getattr(tokenizer, 'is_fast', False): return rows # one in Python does not say where its tokens stand
+    def is_mark(i, token, word):
+        if word is None or token not in unknown: return False
+        return not any(unicodedata.category(c) in _OF_WORDS for c in phrases[i][slice(*encoded.word_to_chars(i, word))])
+    def clean(i, row):
+        words = encoded.word_ids(i)
+        marks = [is_mark(i, token, word) for token, word in zip(row, words)]
+        if marks.count(False) == words.count(None): return row # nothing but marks
+        return [token for token, mark in zip(row, marks) if not mark]
+    return [row if all(c.isalnum() or c.isspace() for c in phrase) else clean(i, row)
+            for i, (phrase, row) in enumerate(zip(phrases, rows))]
+
 # %% ../nbs/03_phrases.ipynb #cc755dcd
 _cut_before = False
 
@@ -70,7 +101,8 @@ def token_rows(
 ) -> tuple[list, list]:       # B lists of N ids, and how many tokens each phrase has, of which N are read at most
     "Token ids of phrases, cut or padded to N places"
     phrases = as_phrases(phrases)
-    ids = tokenizer(phrases, return_attention_mask=False, return_token_type_ids=False)['input_ids']
+    encoded = tokenizer(phrases, return_attention_mask=False, return_token_type_ids=False)
+    ids = without_marks(phrases, encoded, tokenizer)
     for phrase, row in zip(phrases, ids):
         if len(row) > max_words: _warn_cut(phrase, len(row), max_words)
     padding = [tokenizer.pad_token_id]*max_words
@@ -99,17 +131,6 @@ class PhraseTokenizer:
         return PhraseEncodings(self.backend.encode_batch([*phrases], add_special_tokens=add_special_tokens))
 
 # %% ../nbs/03_phrases.ipynb #16a9ebc7
-_OF_WORDS = 'Lu', 'Ll', 'Lt', 'Lm', 'Lo', 'Nd', 'Nl', 'No', 'So' # letters, numbers and pictures, but no punctuation
-
-def unknown_ids(
-    tokenizer,
-) -> set[int]:
-    "Ids that mean no word: of special tokens, and of unknown words, also where only the tokenizer's model has it"
-    ids, backend = {*tokenizer.all_special_ids}, getattr(tokenizer, 'backend_tokenizer', None)
-    if backend is None or tokenizer.unk_token is not None: return ids
-    if not isinstance(backend.model, models.Unigram): return ids | {backend.token_to_id(backend.model.unk_token or '')}
-    return ids | {json.loads(backend.to_str())['model']['unk_id']} # no attribute holds it
-
 def count_words(
     phrases:list[str],
     tokenizer,
@@ -234,10 +255,13 @@ NOT_FINITE = ('the scores of the model are not all finite: train it again, choos
 def landmarks(
     phrase:str,
     after:Sequence[str], # words that come before a landmark, such as 'left of'; of any case
-) -> list[str]:          # what follows each of them
+) -> list[str]:          # what follows each of them; a ValueError where `after` is no list of words
     "The other things that must be there for a phrase to mean something, each as a phrase"
+    if not isinstance(after, (list, tuple)) or any(map(phrase_fault, after)):
+        raise ValueError(f"landmark_after={after!r}: it takes a list of words such as ['left of', 'above']")
     if not after: return []
-    phrase, words = ' '.join(phrase.split()), '|'.join(re.escape(' '.join(word.split())) for word in after)
+    phrase, words = ' '.join(phrase.split()), '|'.join(
+        re.escape(' '.join(word.split())) for word in sorted(after, key=len, reverse=True)) # the longest that fits
     rests = (phrase[found.end():].strip() for found in re.finditer(rf'(?<!\w)(?:{words})(?!\w)', phrase, re.IGNORECASE))
     return [rest for rest in rests if not phrase_fault(rest)]
 

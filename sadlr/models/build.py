@@ -35,7 +35,7 @@ from .swin import SIZES
 from .timm_encoder import TimmEncoder
 from .vlt import VLT
 from ..files import read_json
-from ..phrases import phrase_fault
+from ..phrases import landmarks
 from ..preprocess import IMAGENET, Preprocessing, load_pretrained, load_tokenizer
 
 # %% ../../nbs/29_models.build.ipynb #b24fa0d2
@@ -136,8 +136,7 @@ def check_landmark_after(
 ) -> list[str]:      # the words
     "Raises a ValueError for what is no list of words, or has no effect"
     check_says_no(head, landmark_after=words)
-    if isinstance(words, str) or any(map(phrase_fault, words)):
-        raise ValueError(f"landmark_after={words!r}: it takes a list of words such as ['left of', 'above']")
+    landmarks('', words)
     return [*words]
 
 def check_threshold(

@@ -64,7 +64,9 @@ export class Tokenizer {
 
   // N ids, and how many tokens the phrase has
   encode(phrase) {
-    const ids = [...this.before, ...this.words(phrase).flatMap(({ids}) => ids), ...this.after]
+    const words = this.words(phrase)
+    const kept = words.filter(({word, ids}) => LETTER.test(word) || !ids.every(id => this.unknown.has(id))) // no unknown marks
+    const ids = [...this.before, ...(kept.length ? kept : words).flatMap(({ids}) => ids), ...this.after]
     return {ids: [...ids, ...Array(this.maxWords).fill(this.padId)].slice(0, this.maxWords), tokens: ids.length}
   }
 
@@ -94,7 +96,8 @@ export class Tokenizer {
 export function landmarks(phrase, after) {
   if (!after.length) return []
   const inOneLine = text => text.trim().split(/\s+/u).join(' ')
-  const words = after.map(word => inOneLine(word).replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')).join('|')
+  const longestFirst = [...after].sort((a, b) => b.length - a.length)
+  const words = longestFirst.map(word => inOneLine(word).replace(/[\\^$.*+?()[\]{}|/]/g, '\\$&')).join('|')
   const line = inOneLine(phrase), found = line.matchAll(new RegExp(`(?<![\\p{L}\\p{N}_])(?:${words})(?![\\p{L}\\p{N}_])`, 'giu'))
   return [...found].map(match => line.slice(match.index + match[0].length).trim()).filter(rest => !BLANK.test(rest))
 }
