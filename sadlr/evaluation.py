@@ -46,6 +46,24 @@ def evaluation_loader(
     block = refer_block(bare.tokenizer, bare.config['img_size'], all_of, getattr(bare, 'preprocessing', IMAGENET))
     return block.dataloaders(samples, bs=bs, num_workers=num_workers, device=next(model.parameters()).device).valid
 
+# %% ../nbs/41_evaluation.ipynb #41asks01
+@torch.no_grad()
+def ask_in_batches(
+    model:ReferSegmenter,
+    samples:Sequence[Sample], # from `refer_samples`, one per sentence
+    bs:int,                   # B
+    num_workers:int,
+    progress:bool=False,      # show a bar, on a terminal and in a notebook
+) -> Iterator[tuple]:         # (B, n, 2, h, w) raw score maps, (B, n) existence or `None`, (B, H, W) truth, B samples
+    "The model's answers to all samples, in their order"
+    loader, remaining = evaluation_loader(samples, model, bs, num_workers), iter(samples)
+    with evaluating(model):
+        for batch in progress_bar(loader, leave=False) if progress and on_screen() else loader:
+            image, token_ids, squares = (part.as_subclass(Tensor) for part in batch)
+            asked = [*islice(remaining, len(image))]
+            scores, exists = scores_and_existence(model, image, token_ids, [s.phrase for s in asked])
+            yield scores, exists, squares, asked
+
 # %% ../nbs/41_evaluation.ipynb #f9fff819
 @torch.no_grad()
 def predict_masks(
@@ -59,18 +77,13 @@ def predict_masks(
     "Masks of every iteration, and the true mask, of each sample in turn"
     rules = named_protocol(protocol)
     limit = math.log(rules.threshold/(1 - rules.threshold))
-    loader, remaining = evaluation_loader(samples, model, bs, num_workers), iter(samples)
-    with evaluating(model):
-        for batch in progress_bar(loader, leave=False) if progress and on_screen() else loader:
-            image, token_ids, squares = (part.as_subclass(Tensor) for part in batch)
-            answered = [*islice(remaining, len(image))]
-            answers, exists = scores_and_existence(model, image, token_ids, [s.phrase for s in answered])
-            if exists is None: there = torch.ones_like(answers[:, :, 0, 0, 0], dtype=torch.bool)
-            else: there = exists >= segmenter_of(model).threshold
-            for scores, seen, square, sample in zip(answers, there, squares, answered):
-                truth = torch.as_tensor(coco_mask.decode(sample.rle)) if rules.original_size else square
-                masks = (object_logits(scores[None], truth.shape)[0] > limit) & seen[:, None, None]
-                yield masks, truth.bool().to(scores.device)
+    for answers, exists, squares, asked in ask_in_batches(model, samples, bs, num_workers, progress):
+        if exists is None: there = torch.ones_like(answers[:, :, 0, 0, 0], dtype=torch.bool)
+        else: there = exists >= segmenter_of(model).threshold
+        for scores, seen, square, sample in zip(answers, there, squares, asked):
+            truth = torch.as_tensor(coco_mask.decode(sample.rle)) if rules.original_size else square
+            masks = (object_logits(scores[None], truth.shape)[0] > limit) & seen[:, None, None]
+            yield masks, truth.bool().to(scores.device)
 
 # %% ../nbs/41_evaluation.ipynb #fb3a7cc2
 def evaluate(
@@ -98,12 +111,7 @@ def predict_existence(
 ) -> tuple[np.ndarray, np.ndarray]: # (m, n) float32 probabilities of every iteration, (m) bool: something is meant
     "The probability that what each phrase means is there, and whether it is"
     if existence_module(model) is None: raise ValueError('the head of this model cannot say that nothing is there')
-    with evaluating(model):
-        batches = []
-        for i, batch in enumerate(evaluation_loader(samples, model, bs, num_workers)):
-            image, token_ids = (part.as_subclass(Tensor) for part in batch[:2])
-            phrases = [s.phrase for s in samples[i*bs:(i + 1)*bs]]
-            batches.append(scores_and_existence(model, image, token_ids, phrases)[1].cpu())
+    batches = [exists.cpu() for _, exists, *_ in ask_in_batches(model, samples, bs, num_workers)]
     return torch.cat(batches).numpy(), np.array([rle_area(s.rle) > 0 for s in samples])
 
 # %% ../nbs/41_evaluation.ipynb #1e3312e1

@@ -21,7 +21,7 @@ from matplotlib.patheffects import withStroke
 from .models.language import masked_mean
 from .models.lavt import PWAM
 from .models.sadlr import DynamicConv, SADLRHead, object_logits, object_weight
-from .models.segmenter import ReferSegmenter, evaluating, scores_and_existence
+from .models.segmenter import ReferSegmenter, evaluating, scores_and_existence, with_landmarks_of
 from .phrases import check_words
 from .pictures import open_image
 from .preprocess import image_tensor, square_pixels, tokenize
@@ -121,8 +121,8 @@ def _run(model, pixels, token_ids, phrases):
     inside = [part for layer in layers for part in (layer.to_kernel, layer.norm)]
     with evaluating(model), record_calls([model.language, model.encoder, *fusions, *layers, *inside]) as calls:
         scores, exists = scores_and_existence(model, pixels, token_ids)
-    if model.landmark_after: # asked afterwards, since they would be recorded, too
-        with evaluating(model): exists = scores_and_existence(model, pixels, token_ids, phrases)[1]
+    if exists is not None: # landmarks are asked for afterwards, since their passes would be recorded, too
+        with evaluating(model): exists = with_landmarks_of(model, exists, pixels, phrases)
     fusion_calls = [(call.args[0], fusion.attend(*call.args, **call.kwargs)[1], call.output)
                     for fusion in fusions for call in calls[fusion]]
     return scores, exists, calls, layers, fusion_calls

@@ -75,13 +75,13 @@ def without_marks(
     def is_mark(i, token, word):
         if word is None or token not in unknown: return False
         return not any(unicodedata.category(c) in _OF_WORDS for c in phrases[i][slice(*encoded.word_to_chars(i, word))])
-    def clean(i, row):
+    cleaned = []
+    for i, row in enumerate(rows):
         words = encoded.word_ids(i)
         marks = [is_mark(i, token, word) for token, word in zip(row, words)]
-        if marks.count(False) == words.count(None): return row # nothing but marks
-        return [token for token, mark in zip(row, marks) if not mark]
-    return [row if all(c.isalnum() or c.isspace() for c in phrase) else clean(i, row)
-            for i, (phrase, row) in enumerate(zip(phrases, rows))]
+        only_marks = marks.count(False) == words.count(None)
+        cleaned.append(row if only_marks else [token for token, mark in zip(row, marks) if not mark])
+    return cleaned
 
 # %% ../nbs/03_phrases.ipynb #cc755dcd
 _cut_before = False
@@ -266,14 +266,15 @@ def landmarks(
     return [rest for rest in rests if not phrase_fault(rest)]
 
 def with_landmarks(
-    exists,              # (B, n) probabilities, as an array or a tensor, which changes
+    exists,              # (B, n) probabilities, as an array or a tensor
     phrases:list[str],   # B of them, or none at all
     after:Sequence[str], # as above
-    ask:Callable,        # of rows (m) and m landmarks: (m, n) probabilities that these are there
+    ask:Callable,        # of rows (m) and m landmarks, B at most: (m, n) probabilities that these are there
 ):                       # (B, n) the least of both
     "The probability that what a phrase means is there, and its landmarks too"
     named = [(row, landmark) for row, phrase in enumerate(phrases) for landmark in landmarks(phrase, after)]
-    if not named: return exists
-    rows, asked = map(list, zip(*named))
-    for row, last in zip(rows, ask(rows, asked)): exists[row] = exists[row].clip(max=last[-1])
-    return exists
+    limits = 0*exists[:, -1:] + 1
+    for start in range(0, len(named), len(exists)):
+        rows, asked = map(list, zip(*named[start:start + len(exists)]))
+        for row, last in zip(rows, ask(rows, asked)): limits[row] = limits[row].clip(max=last[-1])
+    return exists.clip(max=limits)

@@ -22,11 +22,11 @@ from sadlr.learner import refer_learner
 from sadlr.losses import LOSSES
 from sadlr.masks import from_rle
 from sadlr.metrics import PROTOCOLS, IoURecord, best_threshold, score, summarise
-from sadlr.models.build import HEADS, ReferSegmenter, create_model
+from sadlr.models.build import HEADS, ReferSegmenter, bundled, create_model
 from sadlr.phrases import note_absent
 from sadlr.predictions import read_predictions, save_predictions, score_predictions
 from sadlr.preprocess import word_tokenizer
-from sadlr.training import Training, set_threshold, train
+from sadlr.training import Training, set_threshold, train, trained_model
 
 class StillNorms(Callback):
     "Leave batch statistics out, which depend on the size of a part"
@@ -351,6 +351,11 @@ def test_a_threshold_needs_both_kinds_of_phrases(refer, tmp_path, capsys, some, 
     set_threshold(Training(existence=1., out=tmp_path), model, kept, 8)
     assert f'threshold 0.3, not chosen: val has no phrase for {lacking}' in capsys.readouterr().out
     assert model.threshold == .3 and not [*tmp_path.iterdir()]
+
+@pytest.mark.parametrize('img_size', [None, 64])
+def test_a_training_keeps_the_words_before_a_landmark(img_size):
+    model, shipped = trained_model(Training(start='any', existence=.1, img_size=img_size), None, {}), bundled('any')
+    assert model.landmark_after == shipped.landmark_after != [] and model.threshold == shipped.threshold
 
 def test_a_training_without_phrases_for_nothing(tmp_path, capsys):
     "It is told before the first step, because nobody could see it in the scores of such data"

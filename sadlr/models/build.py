@@ -104,6 +104,7 @@ def make_language(
     words = create_language(name, source=source, **options)
     return words, words.options if source or kind.by_tokenizer else options, tokenizer
 
+# %% ../../nbs/29_models.build.ipynb #29land02
 def make_encoder(
     encoder:str|nn.Module, # a name in `ENCODERS`, or a module of your own
     size:str,
@@ -165,8 +166,8 @@ def create_model(
     preprocessing:Preprocessing|dict|None=None, # of photos; `None`: the encoder's, or ImageNet's where it names none
     threshold:float|None=None,    # probability that what is meant is there, below which the mask is empty, for a head
                                   # with `existence`; `None`: .5
-    landmark_after:list[str]=(),  # words such as 'left of' that come before a landmark, which has to be there, too; for
-                                  # the same heads
+    landmark_after:list[str]|None=None, # words such as 'left of' that come before a landmark, which has to be there,
+                                  # too; for the same heads
 ) -> ReferSegmenter:
     "Build a model from names and numbers"
     pick('size', size, SIZES)
@@ -184,7 +185,7 @@ def create_model(
                   language_options=language_options, preprocessing=dict(
                       mean=[*preprocessing.mean], std=[*preprocessing.std], interpolation=preprocessing.interpolation))
     if threshold is not None: config['threshold'] = check_threshold(threshold, head_module)
-    if landmark_after: config['landmark_after'] = check_landmark_after(landmark_after, head_module)
+    if landmark_after is not None: config['landmark_after'] = check_landmark_after(landmark_after, head_module)
     return ReferSegmenter(words, encoder, head_module, tokenizer, config)
 
 # %% ../../nbs/29_models.build.ipynb #a9871701

@@ -103,11 +103,6 @@ class ReferSegmenter(nn.Module, ModelHubMixin,
         "Mean, deviation and filter that photos get, from the configuration; older ones have ImageNet's"
         return as_preprocessing(self.config.get('preprocessing', IMAGENET))
 
-    @property
-    def threshold(self) -> float:
-        "Probability that what is meant is there, below which the mask is empty; for heads that say one"
-        return self.config.get('threshold', .5)
-
 # %% ../../nbs/28_models.segmenter.ipynb #76cf29a6
 _ONE_VALUE = ('a normalisation layer got one value per channel: train with at least two images in a forward pass '
              '(bs, accumulate) or with larger ones (img_size)')
@@ -147,6 +142,12 @@ def listening(
     finally:
         if module is not None: module.said = before
 
+# %% ../../nbs/28_models.segmenter.ipynb #28land03
+@patch(as_prop=True)
+def threshold(self:ReferSegmenter) -> float:
+    "Probability that what is meant is there, below which the mask is empty; for heads that say one"
+    return self.config.get('threshold', .5)
+
 @patch(as_prop=True)
 def landmark_after(self:ReferSegmenter) -> list[str]:
     "Words that come before a landmark, which has to be there, too (`sadlr.phrases.landmarks`)"
@@ -158,6 +159,7 @@ def segmenter_of(
     "The model itself; a module of another kind is taken as it is"
     return next((m for m in model.modules() if isinstance(m, ReferSegmenter)), model)
 
+# %% ../../nbs/28_models.segmenter.ipynb #28land04
 def scores_and_existence(
     model:nn.Module,  # a `ReferSegmenter`, with or without wrappers around it and its parts
     image:Tensor,     # (B, 3, H, W)
@@ -169,12 +171,20 @@ def scores_and_existence(
     exists = torch.stack(said, 1).float().sigmoid() if said else None
     for numbers in (scores, exists):
         if numbers is not None: check_scores(numbers)
-    if exists is None: return scores, None
+    return scores, None if exists is None else with_landmarks_of(model, exists, image, phrases)
+
+def with_landmarks_of(
+    model:nn.Module,       # as above, whose head says whether anything is there
+    exists:Tensor,         # (B, n) probabilities
+    image:Tensor,          # (B, 3, H, W)
+    phrases:Sequence[str], # B, or none at all
+) -> Tensor:               # (B, n) the least of them and of those of the landmarks
+    "The probabilities with those of the landmarks, in further passes for the phrases that name any"
     bare = segmenter_of(model)
-    def ask(rows, asked):
-        ids, _ = tokenize(asked, bare.tokenizer)
-        return scores_and_existence(model, image[rows], ids.to(token_ids.device))[1]
-    return scores, with_landmarks(exists, phrases, getattr(bare, 'landmark_after', ()), ask)
+    def ask(rows, named):
+        token_ids, _ = tokenize(named, bare.tokenizer)
+        return scores_and_existence(model, image[rows], token_ids.to(image.device))[1]
+    return with_landmarks(exists, phrases, getattr(bare, 'landmark_after', ()), ask)
 
 # %% ../../nbs/28_models.segmenter.ipynb #6444f53b
 @patch
