@@ -330,7 +330,8 @@ def find_refs(
         raise ValueError(f'no data set {dataset!r}; there are {quoted(names)}{instead}')
     if names.get(dataset) and split_by not in names[dataset]:
         raise ValueError(f'{dataset} has no partition {split_by!r}; there are {quoted(names[dataset])}')
-    get = f'; `sadlr_data get {root}` fetches it' if dataset in PARTITIONS and dataset != 'shapes' else ''
+    get = f'; `sadlr_data get {root}` fetches it' if dataset in PARTITIONS else ''
+    if dataset == 'shapes': get = f'; `sadlr_shapes --root {root} --level {split_by}` makes it'
     if dataset == 'refcoco-m': get = f'; `sadlr_data get {root} --dataset {dataset}` fetches it'
     if dataset in ('grefcoco', 'rrsisd'): get = f'; `sadlr_data check {root}` tells where it is to be had'
     raise FileNotFoundError(f'{path} is missing{get}{instead}')
