@@ -383,13 +383,14 @@ def scene_counts(
     path:Path,           # of the CSV file
     name:str,            # of a system
     seeds:Sequence[int],
+    at=slice(None),      # the sentences that count, an index or (m,) bool; usually all
 ) -> np.ndarray: # (seeds, scenes, 2) intersection and union, in pixels
     "What a system found in each scene, at the iteration that it was trained for"
     runs = []
     for seed in seeds:
         with np.load(counts_file(path, name, seed)) as kept:
-            last = kept['counts'][:, kept['trained'] - 1]
-            runs.append([np.bincount(kept['scenes'], last[:, k]) for k in (0, 1)])
+            last, scenes = kept['counts'][at, kept['trained'] - 1], kept['scenes']
+            runs.append([np.bincount(scenes[at], last[:, k], scenes.max() + 1) for k in (0, 1)])
     return np.moveaxis(np.array(runs), 1, 2)
 
 def drawn_oiou(

@@ -109,6 +109,16 @@ def make_phrases(
         if len(phrases) == n: break
     return phrases if len(phrases) > 1 else []
 
+# %% ../../nbs/11b_data.expressions.ipynb #11kind02
+KINDS = {'beside another': ' (left of|right of|above|below) ', 'counted': ' from the ',
+         'outermost': '^(the )?(leftmost|rightmost|top|bottom) ', 'attributes': ''}
+
+def kind_of(
+    phrase:str, # for one object
+) -> str:       # a name in `KINDS`
+    "Whether a phrase compares with another object, counts, names an outermost object, or says attributes alone"
+    return next(kind for kind, words in KINDS.items() if re.search(words, phrase))
+
 # %% ../../nbs/11b_data.expressions.ipynb #4dd81b30
 NUMBERS = {2: 'two', 3: 'three', 4: 'four'}
 
