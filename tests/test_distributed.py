@@ -23,6 +23,7 @@ from sadlr.models.build import create_model
 from sadlr.parts import add_lora, freeze
 
 BIN = Path(sys.executable).parent
+ROUNDING = 5e-6 # of a weight: sums in another order came to 1.1e-6 on one processor; a training moves six of seven weights further
 
 def checksum(*tensors): return zlib.crc32(b''.join(t.numpy().tobytes() for t in tensors))
 
@@ -139,14 +140,14 @@ def test_same_training_as_one_process(root, results):
     assert two['seen'] == one['seen'] and len(set(one['seen'])) == len(one['seen']) # each ref once, the same phrases
     torch.testing.assert_close(two['losses'], one['losses'], rtol=1e-5, atol=1e-6)
     torch.testing.assert_close(torch.tensor(two['after']), torch.tensor(one['after']), rtol=1e-4, atol=1e-4)
-    torch.testing.assert_close(two['weights'], one['weights'], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(two['weights'], one['weights'], rtol=1e-4, atol=ROUNDING)
 
 def test_same_training_of_less_as_one_process(root, results):
     torch.set_num_threads(1)
     one, two = less(root), results['less']
     assert one['moved'] == two['moved'] and any('.lora_A.' in name for name in one['moved'])
     assert not any(name.startswith('language.') or 'base_layer' in name for name in one['moved'])
-    torch.testing.assert_close(two['weights'], one['weights'], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(two['weights'], one['weights'], rtol=1e-4, atol=ROUNDING)
 
 def test_same_scores_of_gres_as_one_process(root, results):
     "To the last bit, and the pairs in the same order"
@@ -159,7 +160,7 @@ def test_same_existence_as_one_process(root, results):
     torch.set_num_threads(1)
     one, two = judging(root), results['judging']
     assert any('existence' in name for name in one)
-    torch.testing.assert_close(two, one, rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(two, one, rtol=1e-4, atol=ROUNDING)
 
 def test_two_processes_resume(results):
     (whole, weights, _), (resumed, again, _) = results['resume'].values()
