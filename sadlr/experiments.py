@@ -442,6 +442,35 @@ def judge(
     return table.astype(dict(seeds=int))
 
 # %% ../nbs/47_experiments.ipynb #47cmp001
+def seeds_of(
+    path:Path, # of the CSV file
+    *names:str,# of systems
+) -> list[int]:
+    "The seeds that all of these systems have been scored with"
+    tests = read_results(path).query("split == 'test'")
+    return sorted(set.intersection(*({*tests[tests.system == name].seed} for name in names)))
+
+def mean_oiou(
+    path:Path,         # of the CSV file
+    options:dict,      # of a system
+    at=slice(None),    # the sentences that count, as for `scene_counts`
+) -> float:            # in percent
+    "The mean over all seeds of the oIoU on the test scenes, or on some of their sentences"
+    counts = scene_counts(path, name := system_name(options), seeds_of(path, name), at)
+    return drawn_oiou(counts, np.ones((1, counts.shape[1]))).mean()
+
+def paired_effect(
+    path:Path,         # of the CSV file
+    better:dict,       # options of a system
+    worse:dict,        # of another
+    at=slice(None),    # the sentences that count
+) -> dict[str, float]: # of `effect`
+    "How much better one system is than another, over the seeds that both have; without any there are no numbers"
+    names = [system_name(options) for options in (better, worse)]
+    seeds = seeds_of(path, *names)
+    return effect(*(scene_counts(path, name, seeds, at) for name in names)) if seeds else NOTHING
+
+# %% ../nbs/47_experiments.ipynb #47cmp002
 def compare(
     path:str|Path,           # of the CSV file
     systems:dict[str, dict], # label -> options
@@ -449,13 +478,8 @@ def compare(
     paper:dict[str, dict]|None=None, # of `paper_rows`; the paper's differences come in a column
 ) -> pd.DataFrame:           # a row per claim; differences in points of oIoU on the test scenes
     "A family of claims with intervals for seeds and scenes, and the verdict after Holm's correction"
-    results, rows = read_results(path := Path(path)), {}
-    results = results[results.split == 'test']
-    for claim, labels in claims.items():
-        names = [system_name(systems[label]) for label in labels]
-        seeds = set.intersection(*({*results[results.system == name].seed} for name in names))
-        rows[claim] = effect(*(scene_counts(path, name, sorted(seeds)) for name in names)) if seeds else NOTHING
-    judged = judge(rows)
+    judged = judge({claim: paired_effect(Path(path), systems[better], systems[worse])
+                    for claim, (better, worse) in claims.items()})
     if paper: judged['paper'] = [paper[a]['oIoU'] - paper[b]['oIoU'] for a, b in claims.values()]
     return judged
 

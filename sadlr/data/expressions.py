@@ -110,8 +110,8 @@ def make_phrases(
     return phrases if len(phrases) > 1 else []
 
 # %% ../../nbs/11b_data.expressions.ipynb #11kind02
-KINDS = {'beside another': ' (left of|right of|above|below) ', 'counted': ' from the ',
-         'outermost': '^(the )?(leftmost|rightmost|top|bottom) ', 'attributes': ''}
+KINDS = {'beside another': f" ({'|'.join(BESIDE.values())}) ", 'counted': ' from the ',
+         'outermost': f"^(the )?({'|'.join(FIRST.values())}) ", 'attributes': ''}
 
 def kind_of(
     phrase:str, # for one object
