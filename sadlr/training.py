@@ -65,6 +65,7 @@ RECIPES = {
                    lr=8e-3, language_lr=.05, workers=0),
     'paper': dict(size='base', img_size=480, tokenizer='bert-base-uncased', pretrained=True, epochs=40, bs=32,
                   optimizer='adamw', lr=5e-5, language_lr=1., workers=4)}
+RATES = {'vlt': .5}  # of an encoder on shapes, as a share of the recipe's lr; the others have 1
 COMMON = dict(n_images=2000, scene_size=64, data_seed=0, encoder='lavt', language='bert')  # of both
 
 # %% ../nbs/46_training.ipynb #62a9a54f
@@ -123,6 +124,7 @@ def recipe(
     "Values of the options that were left out and have an effect"
     datasets = t.dataset.split(',')
     values = COMMON | RECIPES['shapes' if datasets == ['shapes'] else 'paper']
+    if datasets == ['shapes']: values['lr'] *= RATES.get(t.encoder, 1)
     values |= dict(out=Path('runs')/'_'.join(datasets), split_by=','.join(map(usual_partition, datasets)))
     if iterates(t.head): values['iterations'] = signature(HEADS[t.head]).parameters['iterations'].default
     if t.start: del values['img_size']  # it is the model's own, unless given

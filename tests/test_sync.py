@@ -90,7 +90,7 @@ def test_results_in_words_are_those_of_the_runs():
     "README and course quote the means of the central table, with how many seeds they have"
     from sadlr.experiments import read_results, summarise_table, tables
     summary = summarise_table(read_results(repo/'nbs'/'experiments'/'relations.csv'), tables()['iterations']).loc[['0', '1', '3']]
-    classifier, one, three = (f'{mean:.1f}' for mean in summary['mean'])
+    classifier, one, three = (f'{mean:.1f}' for mean in summary['oIoU'])
     count = {2: 'two', 3: 'three', 4: 'four', 5: 'five', 8: 'eight'}[summary.seeds.min()]
     readme, course = ((repo/name).read_text(encoding='utf-8') for name in ('README.md', 'nbs/00_course.ipynb'))
     assert f'has {classifier} oIoU, with one iteration {one}, with three {three}' in readme and f'With {count} seeds each' in readme
