@@ -160,7 +160,7 @@ def recorded(
     usual, silent = vars(Training(**named)), {*NAMED, *OF_A_RUN, *FREE_OPTIONS}
     others = {k: v for k, v in vars(recipe).items() if k not in silent and v != usual[k]}
     named = {'level' if name == 'split_by' else name: value for name, value in named.items()}
-    return json.loads(json.dumps(named | others))
+    return json.loads(json.dumps(named | others | dict(rates=RATES)))
 
 # %% ../nbs/47_experiments.ipynb #36a39428
 def check_recipe(
@@ -349,23 +349,16 @@ def effect(
     a:np.ndarray,       # (m, scenes, 2) of `scene_counts`
     b:np.ndarray,       # (m, scenes, 2), with the same seeds
     resamples:int=2000, # of the scenes
-) -> dict[str, float]:  # difference, 95 % interval, p and m; no interval with one seed
-    "How many points of oIoU `a` is better than `b`, with an interval for seeds and scenes"
+) -> dict[str, float]:  # mean difference, s^2 among the seeds (none with one seed), v of the scenes, and m
+    "How many points of oIoU `a` is better than `b`, and how much chance is in that"
     m, n, _ = a.shape
     def differences(times): return drawn_oiou(a, times) - drawn_oiou(b, times)
     each = differences(np.ones((1, n)))[0]
     drawn = np.random.default_rng(0).multinomial(n, [1/n]*n, resamples)
-    of_scenes, of_seeds = differences(drawn).mean(1).var(ddof=1), each.var(ddof=1) if m > 1 else np.nan
-    def spread(m):
-        "Standard error with m seeds, and its degrees of freedom"
-        return (of_seeds/m + of_scenes)**.5, (m - 1)*(1 + of_scenes*m/of_seeds)**2
-    def reach(m): return stats.t.ppf(.975, (of := spread(m))[1])*of[0]
-    mean, (error, freedom) = each.mean(), spread(m)
-    wanted = next((k for k in range(m, 101) if abs(mean) > reach(k)), np.nan)
-    return dict(difference=mean, low=mean - reach(m), high=mean + reach(m), p=2*stats.t.sf(abs(mean)/error, freedom),
-                seeds=m, wanted=wanted)
+    return dict(difference=each.mean(), of_seeds=each.var(ddof=1) if m > 1 else np.nan,
+                of_scenes=differences(drawn).mean(1).var(ddof=1), seeds=m)
 
-NOTHING = dict.fromkeys(('difference', 'low', 'high', 'p'), np.nan) | dict(seeds=0, wanted=np.nan) # without a run
+NOTHING = dict.fromkeys(('difference', 'of_seeds', 'of_scenes'), np.nan) | dict(seeds=0) # without a run
 
 # %% ../nbs/47_experiments.ipynb #f29ae5eb
 def holm(
@@ -380,12 +373,21 @@ def holm(
 # %% ../nbs/47_experiments.ipynb #b61c3570
 def judge(
     effects:dict[str, dict], # claim -> `effect`
-) -> pd.DataFrame:           # a row per claim, with `p` corrected for all of them
+) -> pd.DataFrame:           # a row per claim: 95 % interval, `p` corrected for all of them, `wanted` seeds, verdict
     "Whether each claim of a family holds, is reversed or is undecided"
     table = pd.DataFrame(effects).T
-    table['p'] = holm(table.p)
-    table['verdict'] = np.where(table.p >= .05, 'undecided', np.where(table.difference > 0, 'holds', 'reversed'))
-    return table.astype(dict(seeds=int))
+    m, scenes, size = table.seeds, table.of_scenes, table.difference.abs()
+    free = (m - 1).clip(lower=0)
+    s2 = table.of_seeds.clip(lower=(free*table.of_seeds).sum()/max(free.sum(), 1))
+    def error(m): return (s2/m + scenes)**.5
+    def freedom(m): return (m - 1)*(1 + scenes*m/s2)**2
+    def reach(m): return stats.t.ppf(.975, freedom(m))*error(m)
+    enough = pd.DataFrame({k: (k >= m) & (size > reach(k)) for k in range(2, 101)})
+    p = holm(2*stats.t.sf(size/error(m), freedom(m)))
+    verdict = np.where(p >= .05, 'undecided', np.where(table.difference > 0, 'holds', 'reversed'))
+    wanted = enough.idxmax(axis=1).where(enough.any(axis=1))
+    return table[['difference']].assign(low=table.difference - reach(m), high=table.difference + reach(m), p=p,
+                                        seeds=m.astype(int), wanted=wanted, verdict=verdict)
 
 # %% ../nbs/47_experiments.ipynb #47cmp001
 def seeds_of(
