@@ -309,9 +309,9 @@ def summarise_table(
     systems:dict[str, dict], # label -> options
 ) -> pd.DataFrame:           # a row per label that has runs: scores in percent, 'std' of the oIoU, and 'seeds'
     "Means over the seeds of the scores on `test`, in the order of the table"
-    scores = final_scores(results, systems).groupby('label', sort=False)
-    means = scores[['P@0.5', 'P@0.7', 'P@0.9', 'mIoU', 'oIoU']].mean()
-    return means.assign(std=scores['oIoU'].std(), seeds=scores.size())
+    columns = 'label', 'P@0.5', 'P@0.7', 'P@0.9', 'mIoU', 'oIoU'
+    scores = final_scores(results, systems).reindex(columns=columns).groupby('label', sort=False) # also without a run
+    return scores.mean().assign(std=scores['oIoU'].std(), seeds=scores.size())
 
 # %% ../nbs/47_experiments.ipynb #24a93aa8
 def paper_rows(
