@@ -59,7 +59,7 @@ def tables(
         'beyond': {'binary mask, sum': sadlr(), 'soft mask': sadlr(pooling='soft'),
                    'phrase added again': sadlr(update='language')},
         'longer': {'LAVT': system('lavt', 'classifier'), 'SADLR, one iteration': sadlr(iterations=1), 'SADLR': sadlr()},
-        'controls': {'SADLR': sadlr(), 'SADLR, one iteration': sadlr(iterations=1),
+        'controls': {'SADLR': sadlr(), 'SADLR, one iteration': sadlr(iterations=1), 'LAVT': control('classifier'),
                      'static, the sentence by FiLM': control('film'), 'whole picture as object': sadlr(pooling='all'),
                      'last weight 1/3': sadlr(last=1/3), 'last weight .5': sadlr(last=.5),
                      'last weight .9': sadlr(last=.9),
@@ -90,13 +90,17 @@ CLAIMS = {  # table -> what is claimed -> label of the better, label of the wors
                    'three beat four': ('3', '4')},
     'structure': better_by('[128, 512]', ('[128]', '[256]', '[64, 256]', '[512]', '[128, 512]× 2')),
     'update': better_by('sum', ['replace']),
-    'beyond': better_by('soft mask', ['binary mask, sum']) | better_by('phrase added again', ['binary mask, sum']),
-    'controls': better_by('SADLR', ['SADLR, one iteration', 'whole picture as object', 'last weight 1/3',
-                                    'last weight .5', 'last weight .9', 'own parameters per iteration',
-                                    'kernels 3 x 3'])
-                | better_by('SADLR, one iteration', ['static, the sentence by FiLM'])
-                | better_by('whole picture as object', ['SADLR, one iteration']),
+    'controls': {'the object beats the whole picture': ('SADLR', 'whole picture as object'),
+                 'whole picture beats one iteration': ('whole picture as object', 'SADLR, one iteration'),
+                 'predicted kernels beat FiLM': ('SADLR, one iteration', 'static, the sentence by FiLM'),
+                 'FiLM beats a classifier': ('static, the sentence by FiLM', 'LAVT'),
+                 'shared parameters beat own ones': ('SADLR', 'own parameters per iteration'),
+                 'kernels 1 x 1 beat 3 x 3': ('SADLR', 'kernels 3 x 3')}
+                | {f'last weight .7 beats {w}': ('SADLR', f'last weight {w}') for w in ('1/3', '.5', '.9')},
+    'beyond': {'soft mask beats binary mask': ('soft mask', 'binary mask, sum'),
+               'phrase again beats once': ('phrase added again', 'binary mask, sum')},
     'longer': better_by('SADLR', ['LAVT', 'SADLR, one iteration'])}
+FAMILIES = ('systems',), ('iterations', 'structure', 'update'), ('controls', 'beyond'), ('longer',)
 
 # %% ../nbs/47_experiments.ipynb #dcfec8ea
 RECIPE = Training(root='data/tables', data_seed=2, split_by='relations', epochs=10)  # what all runs have in common
@@ -373,21 +377,25 @@ def holm(
 # %% ../nbs/47_experiments.ipynb #b61c3570
 def judge(
     effects:dict[str, dict], # claim -> `effect`
-) -> pd.DataFrame:           # a row per claim: 95 % interval, `p` corrected for all of them, `wanted` seeds, verdict
+) -> pd.DataFrame: # a row per claim: its own 95 % interval, `p` corrected for all of them, `wanted` seeds, verdict
     "Whether each claim of a family holds, is reversed or is undecided"
     table = pd.DataFrame(effects).T
-    m, scenes, size = table.seeds, table.of_scenes, table.difference.abs()
-    free = (m - 1).clip(lower=0)
-    s2 = table.of_seeds.clip(lower=(free*table.of_seeds).sum()/max(free.sum(), 1))
-    def error(m): return (s2/m + scenes)**.5
-    def freedom(m): return (m - 1)*(1 + scenes*m/s2)**2
-    def reach(m): return stats.t.ppf(.975, freedom(m))*error(m)
-    enough = pd.DataFrame({k: (k >= m) & (size > reach(k)) for k in range(2, 101)})
-    p = holm(2*stats.t.sf(size/error(m), freedom(m)))
-    verdict = np.where(p >= .05, 'undecided', np.where(table.difference > 0, 'holds', 'reversed'))
-    wanted = enough.idxmax(axis=1).where(enough.any(axis=1))
-    return table[['difference']].assign(low=table.difference - reach(m), high=table.difference + reach(m), p=p,
-                                        seeds=m.astype(int), wanted=wanted, verdict=verdict)
+    difference, own, scenes, m = table[['difference', 'of_seeds', 'of_scenes', 'seeds']].to_numpy(float).T
+    free = np.maximum(m - 1, 0)
+    usual = np.nansum(free*own)/max(free.sum(), 1)
+    least = np.maximum(np.nan_to_num(own, nan=usual), usual) # of one seed, too: what is usual
+    def error(s2, m): return (s2/m + scenes)**.5
+    def freedom(s2, m): return (m - 1)*(1 + scenes*m/s2)**2
+    def chance(m): return 2*stats.t.sf(abs(difference)/error(least, m), freedom(least, m))
+    with np.errstate(divide='ignore', invalid='ignore'): # claims without a run
+        reach = stats.t.ppf(.975, freedom(own, m))*error(own, m)
+        single, later = chance(m), chance(np.arange(2, 101)[:, None])
+    def decided(claim, k): return holm(np.where(np.arange(len(m)) == claim, later[k-2], single))[claim] < .05
+    wanted = [next((k for k in range(max(2, int(m[c])), 101) if decided(c, k)), np.nan) for c in range(len(m))]
+    p = holm(single)
+    verdict = np.where(p >= .05, 'undecided', np.where(difference > 0, 'holds', 'reversed'))
+    return table[['difference']].assign(low=difference - reach, high=difference + reach, p=p, seeds=m.astype(int),
+                                        wanted=wanted, verdict=verdict)
 
 # %% ../nbs/47_experiments.ipynb #47cmp001
 def seeds_of(
@@ -420,31 +428,34 @@ def paired_effect(
 
 # %% ../nbs/47_experiments.ipynb #47cmp002
 def compare(
-    path:str|Path,           # of the CSV file
-    systems:dict[str, dict], # label -> options
-    claims:dict[str, tuple[str, str]], # what is claimed -> label of the better, label of the worse
-    paper:dict[str, dict]|None=None, # of `paper_rows`; the paper's differences come in a column
-) -> pd.DataFrame:           # a row per claim; differences in points of oIoU on the test scenes
-    "A family of claims with intervals for seeds and scenes, and the verdict after Holm's correction"
-    judged = judge({claim: paired_effect(Path(path), systems[better], systems[worse])
-                    for claim, (better, worse) in claims.items()})
-    if paper: judged['paper'] = [paper[a]['oIoU'] - paper[b]['oIoU'] for a, b in claims.values()]
+    path:str|Path,  # of the CSV file
+    table:str,      # a name in `tables`
+) -> pd.DataFrame:  # a row per claim; differences in points of oIoU on the test scenes, the paper's in a column
+    "The claims of a table with intervals for seeds and scenes, and verdicts corrected for the whole family"
+    every, family = tables(), next(family for family in FAMILIES if table in family)
+    judged = judge({claim: paired_effect(Path(path), every[name][better], every[name][worse])
+                    for name in family for claim, (better, worse) in CLAIMS[name].items()}).loc[[*CLAIMS[table]]]
+    paper, pairs = paper_rows(table), CLAIMS[table].values()
+    if paper: judged['paper'] = [paper[a]['oIoU'] - paper[b]['oIoU'] for a, b in pairs]
     return judged
 
 # %% ../nbs/47_experiments.ipynb #a0bd26a8
 def show_effects(
     table:pd.DataFrame, # of `compare`
 ) -> Figure:
-    "Each difference as a dot with its 95 % interval, filled where a claim holds or is reversed; the paper's as a cross"
-    fig, ax = plt.subplots(figsize=(7, .8 + .28*len(table)), dpi=90, layout='constrained')
+    "Each difference as a dot with its own 95 % interval, filled where a claim is decided; the paper's as a cross"
+    fig, ax = plt.subplots(figsize=(7, 1.1 + .28*len(table)), dpi=90, layout='constrained')
     for y, (_, row) in enumerate(table.iterrows()):
         ax.plot([row.low, row.high], [y, y], color='C0', lw=1.5)
         ax.plot(row.difference, y, 'o', color='C0', ms=6, mfc='white' if row.verdict == 'undecided' else 'C0')
-        if 'paper' in row: ax.plot(row.paper, y, 'x', color='C1', ms=6, label='the paper, RefCOCO')
+        if 'paper' in row: ax.plot(row.paper, y, 'x', color='C1', ms=6)
+    ax.plot([], [], 'o', color='C0', label='holds or is reversed')
+    ax.plot([], [], 'o', color='C0', mfc='white', label='undecided')
+    if 'paper' in table: ax.plot([], [], 'x', color='C1', label='the paper, RefCOCO')
     ax.axvline(0, color='grey', lw=.8)
     ax.set(yticks=range(len(table)), yticklabels=[f'{claim} ({n})' for claim, n in table.seeds.items()],
            xlabel='difference in oIoU, points (seeds in brackets)', ylim=(len(table) - .5, -.5))
-    if 'paper' in table: ax.legend(handles=ax.lines[2:3], fontsize=8)
+    fig.legend(fontsize=8, ncols=3, loc='outside upper center')
     ax.grid(axis='x', alpha=.3)
     plt.close(fig)
     return fig
