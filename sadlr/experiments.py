@@ -383,17 +383,18 @@ def judge(
     difference, own, scenes, m = table[['difference', 'of_seeds', 'of_scenes', 'seeds']].to_numpy(float).T
     free = np.maximum(m - 1, 0)
     usual = np.nansum(free*own)/max(free.sum(), 1)
-    least = np.maximum(np.nan_to_num(own, nan=usual), usual) # of one seed, too: what is usual
+    least, most = np.maximum(own, usual), int(max(100, m.max()))
     def error(s2, m): return (s2/m + scenes)**.5
     def freedom(s2, m): return (m - 1)*(1 + scenes*m/s2)**2
     def chance(m): return 2*stats.t.sf(abs(difference)/error(least, m), freedom(least, m))
     with np.errstate(divide='ignore', invalid='ignore'): # claims without a run
         reach = stats.t.ppf(.975, freedom(own, m))*error(own, m)
-        single, later = chance(m), chance(np.arange(2, 101)[:, None])
+        single, later = chance(m), chance(np.arange(2, most + 1)[:, None])
     def decided(claim, k): return holm(np.where(np.arange(len(m)) == claim, later[k-2], single))[claim] < .05
-    wanted = [next((k for k in range(max(2, int(m[c])), 101) if decided(c, k)), np.nan) for c in range(len(m))]
-    p = holm(single)
-    verdict = np.where(p >= .05, 'undecided', np.where(difference > 0, 'holds', 'reversed'))
+    wanted = [next((k for k in range(int(n), most + 1) if k > 1 and decided(claim, k)), np.nan)
+              for claim, n in enumerate(m)]
+    p = np.where(m > 1, holm(single), np.nan)
+    verdict = np.where(p < .05, np.where(difference > 0, 'holds', 'reversed'), 'undecided')
     return table[['difference']].assign(low=difference - reach, high=difference + reach, p=p, seeds=m.astype(int),
                                         wanted=wanted, verdict=verdict)
 
