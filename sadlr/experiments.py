@@ -29,7 +29,7 @@ from .checkpoint import read_scores
 from .data.block import Sample, refer_samples
 from .evaluation import predict_masks
 from .files import file_lock, read_json, replace_file, write_file, writing
-from .models.build import ReferSegmenter
+from .models.build import ReferSegmenter, pick
 from .metrics import IoURecord
 from .published import read_published
 from .shell import one_line
@@ -431,9 +431,11 @@ def paired_effect(
 def compare(
     path:str|Path,  # of the CSV file
     table:str,      # a name in `tables`
+    channels:int=64,# C of the runs, as for `tables`
 ) -> pd.DataFrame:  # a row per claim; differences in points of oIoU on the test scenes, the paper's in a column
     "The claims of a table with intervals for seeds and scenes, and verdicts corrected for the whole family"
-    every, family = tables(), next(family for family in FAMILIES if table in family)
+    pick('table', table, every := tables(channels))
+    family = next(family for family in FAMILIES if table in family)
     judged = judge({claim: paired_effect(Path(path), every[name][better], every[name][worse])
                     for name in family for claim, (better, worse) in CLAIMS[name].items()}).loc[[*CLAIMS[table]]]
     paper, pairs = paper_rows(table), CLAIMS[table].values()
