@@ -67,7 +67,7 @@ def test_a_space_answers_without_pytorch(space, client):
         np.testing.assert_array_equal(np.asarray(Image.open(picture)), ours)
         assert (slider['maximum'], slider['value'], note['visible']) == (3, 3, False)
     note, *_ = client.predict(handle_file(photo), 'the red dog', 'mask', api_name='/ask')
-    assert '“dog”' in note['value'] and 'the 30 words' in note['value'] and note['visible']
+    assert '“dog”' in note['value'] and 'the 44 words' in note['value'] and note['visible']
 
 @needs_gradio
 @pytest.mark.parametrize('phrase, told', [('', 'the phrase is empty'), ('rotes Kreuz', 'has none of the words'),

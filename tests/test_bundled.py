@@ -23,7 +23,7 @@ def samples(tmp_path_factory):
     def of(level): return refer_samples(make_shapes(root, n_images=10, seed=12345, level=level), 'train')
     return {level: of(level) for level in ('relations', 'any')}
 
-@pytest.mark.parametrize('name,least', [('shapes', 79), ('any', 81)])
+@pytest.mark.parametrize('name,least', [('shapes', 85), ('any', 81)])
 def test_finds_and_reads(name, least, samples):
     def last_oIoU(samples): return evaluate(bundled(name), samples, progress=False)[-1]['oIoU']
     relations = samples['relations']
