@@ -99,7 +99,8 @@ CLAIMS = {  # table -> what is claimed -> label of the better, label of the wors
                 | {f'last weight .7 beats {w}': ('SADLR', f'last weight {w}') for w in ('1/3', '.5', '.9')},
     'beyond': {'soft mask beats binary mask': ('soft mask', 'binary mask, sum'),
                'phrase again beats once': ('phrase added again', 'binary mask, sum')},
-    'longer': better_by('SADLR', ['LAVT', 'SADLR, one iteration'])}
+    'longer': {'three beat a classifier': ('SADLR', 'LAVT'), 'one beats a classifier': ('SADLR, one iteration', 'LAVT'),
+               'three beat one': ('SADLR', 'SADLR, one iteration')}}
 FAMILIES = ('systems',), ('iterations', 'structure', 'update'), ('controls', 'beyond'), ('longer',)
 
 # %% ../nbs/47_experiments.ipynb #dcfec8ea
