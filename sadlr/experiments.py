@@ -174,7 +174,11 @@ def check_recipe(
 ):
     "Write recipe, versions and machine beside the results, or refuse results of another recipe"
     if path.suffix != '.csv': raise ValueError(f'results={path}: a name that ends in .csv')
-    record, own = path.with_suffix('.json'), recorded(recipe)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with file_lock(path.with_suffix('.lock')): # of two processes that begin at once, one makes the record
+        _check_recipe(path, path.with_suffix('.json'), recorded(recipe))
+
+def _check_recipe(path, record, own):
     if path.exists() and not record.exists(): raise ValueError(f'{record} is missing: with what was {path} made?')
     if record.exists():
         try: kept = read_json(record)['recipe']
@@ -183,7 +187,6 @@ def check_recipe(
         raise ValueError(f'{path} was made with {kept}: choose another file for {own}')
     used = 'sadlr', 'torch', 'timm', 'transformers', 'fastai'
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
-    path.parent.mkdir(parents=True, exist_ok=True)
     facts = dict(recipe=own, versions={name: version(name) for name in used}, device=device,
                  cores=os.cpu_count(), threads=torch.get_num_threads())
     write_file(record, (json.dumps(facts, indent=2) + '\n').encode())
