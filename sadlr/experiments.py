@@ -168,28 +168,32 @@ def recorded(
     return json.loads(json.dumps(named | others | dict(rates=RATES)))
 
 # %% ../nbs/47_experiments.ipynb #36a39428
-def check_recipe(
-    path:Path, # of the CSV file
-    recipe:Training,
+def write_record(
+    record:Path, # beside the CSV file
+    own:dict,    # of `recorded`
 ):
-    "Write recipe, versions and machine beside the results, or refuse results of another recipe"
-    if path.suffix != '.csv': raise ValueError(f'results={path}: a name that ends in .csv')
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with file_lock(path.with_suffix('.lock')): # of two processes that begin at once, one makes the record
-        _check_recipe(path, path.with_suffix('.json'), recorded(recipe))
-
-def _check_recipe(path, record, own):
-    if path.exists() and not record.exists(): raise ValueError(f'{record} is missing: with what was {path} made?')
-    if record.exists():
-        try: kept = read_json(record)['recipe']
-        except (ValueError, TypeError, LookupError) as e: raise ValueError(f'{record} names no recipe: {e}') from e
-        if kept == own: return
-        raise ValueError(f'{path} was made with {kept}: choose another file for {own}')
+    "Recipe, versions and machine, as JSON"
     used = 'sadlr', 'torch', 'timm', 'transformers', 'fastai'
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else platform.processor() or platform.machine()
     facts = dict(recipe=own, versions={name: version(name) for name in used}, device=device,
                  cores=os.cpu_count(), threads=torch.get_num_threads())
     write_file(record, (json.dumps(facts, indent=2) + '\n').encode())
+
+def check_recipe(
+    path:Path, # of the CSV file
+    recipe:Training,
+):
+    "Make the record beside the results, or refuse results of another recipe"
+    if path.suffix != '.csv': raise ValueError(f'results={path}: a name that ends in .csv')
+    record, own = path.with_suffix('.json'), recorded(recipe)
+    if path.exists() and not record.exists(): raise ValueError(f'{record} is missing: with what was {path} made?')
+    if not record.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with file_lock(path.with_suffix('.lock')): # of two processes that begin at once, one makes the record
+            if not record.exists(): write_record(record, own)
+    try: kept = read_json(record)['recipe']
+    except (ValueError, TypeError, LookupError) as e: raise ValueError(f'{record} names no recipe: {e}') from e
+    if kept != own: raise ValueError(f'{path} was made with {kept}: choose another file for {own}')
 
 # %% ../nbs/47_experiments.ipynb #4b3474e2
 def curve(
