@@ -385,7 +385,7 @@ def holm(
 # %% ../nbs/47_experiments.ipynb #b61c3570
 def judge(
     effects:dict[str, dict], # claim -> `effect`
-) -> pd.DataFrame: # a row per claim: its own 95 % interval, `p` corrected for all of them, `wanted` seeds, verdict
+) -> pd.DataFrame: # a row per claim: its own 95 % interval, `p` corrected for all of them, `more` seeds, verdict
     "Whether each claim of a family holds, is reversed or is undecided"
     table = pd.DataFrame(effects).T
     difference, own, scenes, m = table[['difference', 'of_seeds', 'of_scenes', 'seeds']].to_numpy(float).T
@@ -399,12 +399,20 @@ def judge(
         reach = stats.t.ppf(.975, freedom(own, m))*error(own, m)
         single, later = chance(m), chance(np.arange(2, most + 1)[:, None])
     def decided(claim, k): return holm(np.where(np.arange(len(m)) == claim, later[k-2], single))[claim] < .05
-    wanted = [next((k for k in range(int(n), most + 1) if k > 1 and decided(claim, k)), np.nan)
-              for claim, n in enumerate(m)]
+    more = [next((k - n for k in range(int(n), most + 1) if k > 1 and decided(claim, k)), np.inf if n > 1 else np.nan)
+            for claim, n in enumerate(m)]
     p = np.where(m > 1, holm(single), np.nan)
     verdict = np.where(p < .05, np.where(difference > 0, 'holds', 'reversed'), 'undecided')
     return table[['difference']].assign(low=difference - reach, high=difference + reach, p=p, seeds=m.astype(int),
-                                        wanted=wanted, verdict=verdict)
+                                        more=more, verdict=verdict)
+
+# %% ../nbs/47_experiments.ipynb #47shw001
+def show_claims(
+    table:pd.DataFrame, # of `compare` or `judge`
+) -> pd.DataFrame:      # `p` and `more` as text
+    "For readers: three digits of `p`, and the number of `more` seeds; both empty where one seed has no deviation"
+    def text(value, digits): return '' if np.isnan(value) else 'over 100' if np.isinf(value) else f'{value:.{digits}f}'
+    return table.assign(p=[text(p, 3) for p in table.p], more=[text(n, 0) for n in table.more])
 
 # %% ../nbs/47_experiments.ipynb #47cmp001
 def seeds_of(
