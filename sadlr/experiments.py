@@ -391,17 +391,16 @@ def judge(
     difference, own, scenes, m = table[['difference', 'of_seeds', 'of_scenes', 'seeds']].to_numpy(float).T
     free = np.maximum(m - 1, 0)
     usual = np.nansum(free*own)/max(free.sum(), 1)
-    least, most = np.maximum(own, usual), int(max(100, m.max()))
+    least = np.maximum(own, usual)
     def error(s2, m): return (s2/m + scenes)**.5
     def freedom(s2, m): return (m - 1)*(1 + scenes*m/s2)**2
     def chance(m): return 2*stats.t.sf(abs(difference)/error(least, m), freedom(least, m))
     with np.errstate(divide='ignore', invalid='ignore'): # claims without a run
         reach = stats.t.ppf(.975, freedom(own, m))*error(own, m)
-        single, later = chance(m), chance(np.arange(2, most + 1)[:, None])
-    def decided(claim, k): return holm(np.where(np.arange(len(m)) == claim, later[k-2], single))[claim] < .05
-    more = [next((k - n for k in range(int(n), most + 1) if k > 1 and decided(claim, k)), np.inf if n > 1 else np.nan)
-            for claim, n in enumerate(m)]
-    p = np.where(m > 1, holm(single), np.nan)
+        later = chance(m + np.arange(101)[:, None]) # row k: with k seeds more
+    def decided(claim, k): return holm(np.where(np.arange(len(m)) == claim, later[k], later[0]))[claim] < .05
+    more = [next((k for k in range(len(later)) if decided(claim, k)), np.inf) for claim in range(len(m))]
+    more, p = (np.where(m > 1, values, np.nan) for values in (more, holm(later[0])))
     verdict = np.where(p < .05, np.where(difference > 0, 'holds', 'reversed'), 'undecided')
     return table[['difference']].assign(low=difference - reach, high=difference + reach, p=p, seeds=m.astype(int),
                                         more=more, verdict=verdict)
