@@ -58,7 +58,8 @@ def tables(
         'update': {'sum': sadlr(), 'replace': sadlr(update='replace')},
         'beyond': {'binary mask, sum': sadlr(), 'soft mask': sadlr(pooling='soft'),
                    'phrase added again': sadlr(update='language')},
-        'longer': {'LAVT': system('lavt', 'classifier'), 'SADLR, one iteration': sadlr(iterations=1), 'SADLR': sadlr()},
+        'longer': {'LAVT': system('lavt', 'classifier'), 'CGAN': system('lavt', 'cgan'),
+                   'SADLR, one iteration': sadlr(iterations=1), 'SADLR': sadlr()},
         'controls': {'SADLR': sadlr(), 'SADLR, one iteration': sadlr(iterations=1), 'LAVT': control('classifier'),
                      'static, the sentence by FiLM': control('film'), 'whole picture as object': sadlr(pooling='all'),
                      'last weight 1/3': sadlr(last=1/3), 'last weight .5': sadlr(last=.5),
@@ -100,7 +101,7 @@ CLAIMS = {  # table -> what is claimed -> label of the better, label of the wors
     'beyond': {'soft mask beats binary mask': ('soft mask', 'binary mask, sum'),
                'phrase again beats once': ('phrase added again', 'binary mask, sum')},
     'longer': {'three beat a classifier': ('SADLR', 'LAVT'), 'one beats a classifier': ('SADLR, one iteration', 'LAVT'),
-               'three beat one': ('SADLR', 'SADLR, one iteration')}}
+               'three beat one': ('SADLR', 'SADLR, one iteration'), 'three beat CGAN': ('SADLR', 'CGAN')}}
 FAMILIES = ('systems',), ('iterations', 'structure', 'update'), ('controls', 'beyond'), ('longer',)
 
 # %% ../nbs/47_experiments.ipynb #dcfec8ea
@@ -374,13 +375,13 @@ NOTHING = dict.fromkeys(('difference', 'of_seeds', 'of_scenes'), np.nan) | dict(
 
 # %% ../nbs/47_experiments.ipynb #f29ae5eb
 def holm(
-    p:Sequence[float], # of a family of tests; a missing one counts as 1
+    p:Sequence[float], # (..., k) of a family of k tests; a missing one counts as 1
 ) -> np.ndarray:       # corrected
     "Holm's correction (1979): the chance of one or more false claims is at most that of a single test"
     p = np.nan_to_num(np.asarray(p, float), nan=1.)
     order = np.argsort(p)
-    raised = np.minimum(np.maximum.accumulate(p[order]*np.arange(len(p), 0, -1)), 1)
-    return raised[np.argsort(order)]
+    raised = np.maximum.accumulate(np.take_along_axis(p, order, -1)*np.arange(p.shape[-1], 0, -1), -1)
+    return np.minimum(np.take_along_axis(raised, np.argsort(order), -1), 1)
 
 # %% ../nbs/47_experiments.ipynb #b61c3570
 def judge(
@@ -389,18 +390,18 @@ def judge(
     "Whether each claim of a family holds, is reversed or is undecided"
     table = pd.DataFrame(effects).T
     difference, own, scenes, m = table[['difference', 'of_seeds', 'of_scenes', 'seeds']].to_numpy(float).T
-    free = np.maximum(m - 1, 0)
-    usual = np.nansum(free*own)/max(free.sum(), 1)
-    least = np.maximum(own, usual)
     def error(s2, m): return (s2/m + scenes)**.5
     def freedom(s2, m): return (m - 1)*(1 + scenes*m/s2)**2
-    def chance(m): return 2*stats.t.sf(abs(difference)/error(least, m), freedom(least, m))
+    later = m + np.eye(len(m))*np.arange(101)[:, None, None] # [k, claim]: the seeds if this claim had k more
+    free = np.maximum(later - 1, 0)
     with np.errstate(divide='ignore', invalid='ignore'): # claims without a run
+        usual = np.nansum(free*own, -1)/np.maximum(free.sum(-1), 1)
+        least = np.maximum(own, usual[..., None])
+        p = holm(2*stats.t.sf(abs(difference)/error(least, later), freedom(least, later)))
         reach = stats.t.ppf(.975, freedom(own, m))*error(own, m)
-        later = chance(m + np.arange(101)[:, None]) # row k: with k seeds more
-    def decided(claim, k): return holm(np.where(np.arange(len(m)) == claim, later[k], later[0]))[claim] < .05
-    more = [next((k for k in range(len(later)) if decided(claim, k)), np.inf) for claim in range(len(m))]
-    more, p = (np.where(m > 1, values, np.nan) for values in (more, holm(later[0])))
+    decided = p.diagonal(axis1=1, axis2=2) < .05 # [k, claim]: this claim itself
+    more = np.where(decided.any(0), decided.argmax(0), np.inf)
+    more, p = (np.where(m > 1, values, np.nan) for values in (more, p[0, 0]))
     verdict = np.where(p < .05, np.where(difference > 0, 'holds', 'reversed'), 'undecided')
     return table[['difference']].assign(low=difference - reach, high=difference + reach, p=p, seeds=m.astype(int),
                                         more=more, verdict=verdict)
@@ -409,9 +410,10 @@ def judge(
 def show_claims(
     table:pd.DataFrame, # of `compare` or `judge`
 ) -> pd.DataFrame:      # `p` and `more` as text
-    "For readers: three digits of `p`, and the number of `more` seeds; both empty where one seed has no deviation"
-    def text(value, digits): return '' if np.isnan(value) else 'over 100' if np.isinf(value) else f'{value:.{digits}f}'
-    return table.assign(p=[text(p, 3) for p in table.p], more=[text(n, 0) for n in table.more])
+    "For readers: `p` with three digits, and the number of `more` seeds; both empty where one seed has no deviation"
+    def chance(p): return '' if np.isnan(p) else '< .001' if p < .0005 else f'{p:.3f}'
+    def seeds(k): return '' if np.isnan(k) else 'over 100' if np.isinf(k) else f'{k:.0f}'
+    return table.assign(p=[*map(chance, table.p)], more=[*map(seeds, table.more)])
 
 # %% ../nbs/47_experiments.ipynb #47cmp001
 def seeds_of(
