@@ -326,6 +326,15 @@ def summarise_table(
     scores = final_scores(results, systems).reindex(columns=columns).groupby('label', sort=False) # also without a run
     return scores.mean().assign(std=scores['oIoU'].std(), seeds=scores.size())
 
+# %% ../nbs/47_experiments.ipynb #47sam002
+def same_seeds(
+    results:pd.DataFrame,    # of `read_results`
+    systems:dict[str, dict], # label -> options
+) -> pd.DataFrame:           # fewer rows, for `summarise_table`
+    "The results of the seeds that all these systems have; one without a run takes none away"
+    seeds_of_rows = (rows for _, rows in final_scores(results, systems).groupby('label').seed)
+    return results[results.seed.isin({*results.seed}.intersection(*seeds_of_rows))]
+
 # %% ../nbs/47_experiments.ipynb #24a93aa8
 def paper_rows(
     table:str, # a name in `tables`
@@ -428,9 +437,10 @@ def mean_oiou(
     path:Path,         # of the CSV file
     options:dict,      # of a system
     at=slice(None),    # the sentences that count, as for `scene_counts`
+    seeds:list[int]|None=None, # those that count, or all
 ) -> float:            # in percent
-    "The mean over all seeds of the oIoU on the test scenes, or on some of their sentences"
-    counts = scene_counts(path, name := system_name(options), seeds_of(path, name), at)
+    "The mean over seeds of the oIoU on the test scenes, or on some of their sentences"
+    counts = scene_counts(path, name := system_name(options), seeds or seeds_of(path, name), at)
     return drawn_oiou(counts, np.ones((1, counts.shape[1]))).mean()
 
 def paired_effect(
@@ -463,19 +473,21 @@ def compare(
 def show_effects(
     table:pd.DataFrame, # of `compare`
 ) -> Figure:
-    "Each difference as a dot with its own 95 % interval, filled where a claim is decided; the paper's as a cross"
+    "Each difference with its own 95 % interval, its marker by the verdict; the paper's difference as a cross"
+    marks = {'holds': ('o', 'C0', 'C0'), 'reversed': ('s', 'C3', 'C3'), 'undecided': ('o', 'C0', 'white')}
     fig, ax = plt.subplots(figsize=(7, 1.1 + .28*len(table)), dpi=90, layout='constrained')
     for y, (_, row) in enumerate(table.iterrows()):
-        ax.plot([row.low, row.high], [y, y], color='C0', lw=1.5)
-        ax.plot(row.difference, y, 'o', color='C0', ms=6, mfc='white' if row.verdict == 'undecided' else 'C0')
+        marker, color, fill = marks[row.verdict]
+        ax.plot([row.low, row.high], [y, y], color=color, lw=1.5)
+        ax.plot(row.difference, y, marker, color=color, ms=6, mfc=fill)
         if 'paper' in row: ax.plot(row.paper, y, 'x', color='C1', ms=6)
-    ax.plot([], [], 'o', color='C0', label='holds or is reversed')
-    ax.plot([], [], 'o', color='C0', mfc='white', label='undecided')
+    for verdict, (marker, color, fill) in marks.items(): ax.plot([], [], marker, color=color, mfc=fill, label=verdict)
     if 'paper' in table: ax.plot([], [], 'x', color='C1', label='the paper, RefCOCO')
     ax.axvline(0, color='grey', lw=.8)
     ax.set(yticks=range(len(table)), yticklabels=[f'{claim} ({n})' for claim, n in table.seeds.items()],
-           xlabel='difference in oIoU, points (seeds in brackets)', ylim=(len(table) - .5, -.5))
-    fig.legend(fontsize=8, ncols=3, loc='outside upper center')
+           xlabel='against the claim ← → for it\ndifference in oIoU, points (seeds in brackets)',
+           ylim=(len(table) - .5, -.5))
+    fig.legend(fontsize=8, ncols=4, loc='outside upper center')
     ax.grid(axis='x', alpha=.3)
     plt.close(fig)
     return fig
